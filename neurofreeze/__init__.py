@@ -1,0 +1,85 @@
+"""NeuroFreeze: fine-tune an aligned language model without losing its safety.
+
+The public API is imported lazily, so that `neurofreeze --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from neurofreeze._version import __version__
+
+if TYPE_CHECKING:
+    from neurofreeze.errors import (
+        ArchitectureError,
+        ConfigError,
+        DataError,
+        FreezeError,
+        MaskError,
+        ModelError,
+        NeuroFreezeError,
+        NeuroFreezeWarning,
+        RunError,
+    )
+    from neurofreeze.freezer import Freezer, freeze
+    from neurofreeze.integrations.callback import FreezeCallback
+    from neurofreeze.mask import NeuronMask
+    from neurofreeze.neurons import NeuronMap
+    from neurofreeze.strategies import NeuronScores, select
+    from neurofreeze.verification import Verification, verify
+
+_HOME = {
+    "ArchitectureError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "FreezeCallback": "integrations.callback",
+    "FreezeError": "errors",
+    "Freezer": "freezer",
+    "MaskError": "errors",
+    "ModelError": "errors",
+    "NeuroFreezeError": "errors",
+    "NeuroFreezeWarning": "errors",
+    "NeuronMap": "neurons",
+    "NeuronMask": "mask",
+    "NeuronScores": "strategies",
+    "RunError": "errors",
+    "Verification": "verification",
+    "freeze": "freezer",
+    "select": "strategies",
+    "verify": "verification",
+}
+
+__all__ = [
+    "ArchitectureError",
+    "ConfigError",
+    "DataError",
+    "FreezeCallback",
+    "FreezeError",
+    "Freezer",
+    "MaskError",
+    "ModelError",
+    "NeuroFreezeError",
+    "NeuroFreezeWarning",
+    "NeuronMap",
+    "NeuronMask",
+    "NeuronScores",
+    "RunError",
+    "Verification",
+    "__version__",
+    "freeze",
+    "select",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'neurofreeze' has no attribute {name!r}")
+    value = getattr(import_module(f"neurofreeze.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

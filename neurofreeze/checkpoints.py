@@ -1,0 +1,72 @@
+"""Reading the safetensors weights of a Hugging Face checkpoint folder one tensor at a time, sharded or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurofreeze.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Weights:
+    """Tensors by name; each is read from its file when asked for."""
+
+    def __init__(self, files: dict[str, Any]) -> None:
+        self._files = files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def open_weights(folder: str | Path) -> Iterator[Weights]:
+    """Open the checkpoint in `folder`; files stay open, memory-mapped, until the block ends.
+
+    Raises:
+        ModelError: if there are no safetensors weights or a shard is missing or unreadable.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(folder)
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for path in _shards(folder):
+            try:
+                opened = stack.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+            files |= dict.fromkeys(opened.keys(), opened)
+        yield Weights(files)
+
+
+def _shards(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise ModelError(f"no {SINGLE} or {INDEX} in {folder}; expected a checkpoint folder with safetensors weights")
+    try:
+        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{folder / INDEX} is not a safetensors index: {error!r}") from error
+    if any(Path(name).name != name for name in names):
+        raise ModelError(f"{folder / INDEX} names files outside its folder")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names")
+    return [folder / name for name in names]

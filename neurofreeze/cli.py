@@ -1,0 +1,119 @@
+"""`neurofreeze COMMAND key=value ...`: finds the command, and turns every failure into one line."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from neurofreeze._version import __version__
+from neurofreeze.errors import ConfigError, NeuroFreezeError
+
+COMMANDS = {
+    "run": "the whole story: align if need be, select, train, verify, evaluate, report",
+    "select": "find the safety neurons and draw the random control",
+    "train": "fine-tune each arm, with its neurons frozen",
+    "verify": "compare two checkpoints bit by bit: did the frozen neurons stay?",
+    "evaluate": "measure refusals, over-refusal, refusal margin and held-out loss",
+    "report": "write report.html from what the other stages left",
+    "doctor": "show a model's neurons and this installation",
+}
+
+USAGE = """usage: neurofreeze COMMAND [key=value ...] [--debug]
+
+Fine-tune an aligned language model without losing its safety.
+
+commands:
+{commands}
+
+settings (all commands but verify take them; conf/config.yaml has all):
+  model=PATH-OR-HUB-ID    a checkpoint folder, a GGUF file, a hub id; default smollm2-135m-instruct
+  data.train=PATH-OR-ID   fine-tuning data; also data.safety, data.utility, data.harmful, data.lookalikes ...
+  fraction=0.15           share of neurons to freeze, in (0, 1]
+  seed=0  name=quickstart  hydra.run.dir=runs/quickstart
+  neurofreeze verify base=FOLDER tuned=FOLDER mask=FOLDER
+
+options:
+  --cfg job               print the settings and stop
+  --debug                 show the traceback of an error
+  --version, --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad arguments, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help", "help") or {"-h", "--help"} & set(arguments[1:]):
+        print(USAGE.format(commands="\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"neurofreeze {__version__}")
+        return 0
+    command, overrides = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        return _fail(f"no command {command!r}{_suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
+    for override in overrides:
+        if not override.startswith("-") and "=" not in override and not override.startswith("~"):
+            return _fail(f"{override!r} is not a setting; expected key=value. neurofreeze --help shows some", 2)
+    try:
+        return int(import_module(f"neurofreeze.commands.{command}").main(overrides))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from here", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    if isinstance(error, ConfigError):
+        return _fail(str(error), 2)
+    if isinstance(error, NeuroFreezeError):
+        return _fail(str(error), 1)
+    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+        return _fail(_setting_error(error), 2)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in str(error):
+        return _fail("no space left on the disk; free some and run the same command again, it goes on from here", 1)
+    lines = str(error).strip().splitlines() or [""]
+    return _fail(f"unexpected {type(error).__name__}: {lines[0]} (--debug shows where)", 1)
+
+
+def _setting_error(error: Exception) -> str:
+    from dataclasses import fields
+
+    from neurofreeze.config.schema import Config
+
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(f"{error} {cause}".split())
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", text):
+        key = unknown[1] or unknown[2]
+        names = [field.name for field in fields(Config)]
+        return f"unknown setting {key!r}{_suggest(key, names)}; expected one of {', '.join(names)} or a key below them"
+    if wrong := re.search(r"(Value '.*?' of type '.*?' could not be converted to \w+).*?full_key: (\S+)", text):
+        return f"{wrong[2]}: {wrong[1]}"
+    return " ".join(str(error).split())
+
+
+def _suggest(found: str, known: object) -> str:
+    close = difflib.get_close_matches(found, list(known), n=1)  # type: ignore[call-overload]
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"neurofreeze: {message}", file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach `main` instead of being printed by Hydra
+    sys.exit(main())

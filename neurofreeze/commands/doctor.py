@@ -1,0 +1,98 @@
+"""neurofreeze doctor: a model's neurons as a table, and what this installation has."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from rich.table import Table
+
+from neurofreeze.commands.settings import compose
+from neurofreeze.config.schema import Config
+from neurofreeze.console import console, say
+from neurofreeze.neurons import Member, NeuronMap
+
+_PACKAGES = ("torch", "transformers", "accelerate", "trl", "deepspeed", "safetensors", "hydra-core")
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Print the map; nothing is downloaded but the model itself, nothing is written."""
+    return compose("doctor", overrides, _doctor)
+
+
+def _doctor(config: Config, folder: Path, _: str) -> int:
+    from neurofreeze.models.resolve import resolve
+
+    source = resolve(config.model, config.revision)
+    from neurofreeze.console import quiet_transformers
+    from neurofreeze.models.load import load_config
+
+    quiet_transformers()
+    neuron_map = NeuronMap.of(load_config(source.folder), config.granularity)  # type: ignore[arg-type]
+    say(f"{config.model} ({source.origin}), {neuron_map.model_type}, granularity {neuron_map.granularity}")
+    console.print(_neurons(neuron_map))
+    console.print(_rest(neuron_map))
+    say(", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES if _installed(name)))
+    say(f"devices: {_devices()}")
+    return 0
+
+
+def _neurons(neuron_map: NeuronMap) -> Table:
+    table = Table(title=f"{neuron_map.total:,} neurons")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("sites", justify="right")
+    table.add_column("neurons each", justify="right")
+    table.add_column("parameter", overflow="fold")
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("one neuron owns")
+    rows: dict[tuple[str, ...], int] = {}
+    for site in neuron_map.sites.values():
+        for member in site.members:
+            shape = "x".join(map(str, neuron_map.shapes[member.parameter]))
+            row = (site.kind, f"{site.neurons:,}", _starred(member.parameter), shape, _owns(member))
+            rows[row] = rows.get(row, 0) + 1
+    for (kind, *cells), sites in rows.items():
+        table.add_row(kind, str(sites), *cells)
+    return table
+
+
+def _owns(member: Member) -> str:
+    neurons, width = member.index.shape
+    shared = ", shared" if len({tuple(row) for row in member.index.tolist()}) < neurons else ""
+    return f"{width} {'column' if member.axis else 'row'}{'s' if width > 1 else ''}{shared}"
+
+
+def _rest(neuron_map: NeuronMap) -> Table:
+    counts: dict[str, int] = {}
+    for name in neuron_map.rest:
+        counts[_starred(name)] = counts.get(_starred(name), 0) + math.prod(neuron_map.shapes[name])
+    total = sum(map(math.prod, neuron_map.shapes.values()))
+    table = Table("parameter", title="rest: in no neuron, always trained")
+    table.add_column("elements", justify="right")
+    table.add_column("share", justify="right")
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}", f"{count / total:.1%}")
+    return table
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _devices() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return f"no GPU, {torch.get_num_threads()} CPU threads"

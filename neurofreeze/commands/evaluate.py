@@ -1,0 +1,26 @@
+"""neurofreeze evaluate: measure the starting checkpoint and every arm that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neurofreeze.commands.pipeline import with_run
+from neurofreeze.console import say
+from neurofreeze.stages.context import Run
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Evaluate what is there; in a new folder that is the model as it is."""
+    return with_run("evaluate", overrides, _evaluate)
+
+
+def _evaluate(run: Run, _: str) -> int:
+    from neurofreeze.stages import evaluate
+
+    trained = [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None]
+    for name in (evaluate.START, *trained):
+        evaluate.run(run, name)
+    for arm in run.config.arms:
+        if arm not in trained:
+            say(f"evaluate {arm}: not trained, left out")
+    return 0

@@ -1,0 +1,28 @@
+"""neurofreeze report: write report.html from what the other stages left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neurofreeze.commands.pipeline import with_run
+from neurofreeze.console import console, say
+from neurofreeze.stages.context import Run
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Write the report; prints the table of arms and where the report is."""
+    return with_run("report", overrides, write)
+
+
+def write(run: Run, config_yaml: str) -> int:
+    """Write report.html and print its table."""
+    from neurofreeze.report.terminal import arms_table, comparisons_lines
+    from neurofreeze.stages import report
+
+    content = report.run(run, config_yaml)
+    console.print(arms_table(content))
+    for line in comparisons_lines(content):
+        say(line)
+    say("one run, one seed: intervals are over prompts, not over runs")
+    say(f"report: {run.folder.path / report.FILE}")
+    return 0

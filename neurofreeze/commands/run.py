@@ -1,0 +1,28 @@
+"""neurofreeze run: align if need be, select, train, verify, evaluate, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neurofreeze.commands import report
+from neurofreeze.commands.pipeline import with_run
+from neurofreeze.stages.context import Run
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Run every stage that is not complete yet; prints the table of arms and where the report is."""
+    return with_run("run", overrides, _run)
+
+
+def _run(run: Run, config_yaml: str) -> int:
+    from neurofreeze.stages import align, evaluate, select, train, verify
+
+    align.run(run)
+    select.run(run)
+    for arm in run.config.arms:
+        train.run(run, arm)
+        if arm != "none":
+            verify.run(run, arm)
+    for name in (evaluate.START, *run.config.arms):
+        evaluate.run(run, name)
+    return report.write(run, config_yaml)

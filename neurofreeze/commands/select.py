@@ -1,0 +1,23 @@
+"""neurofreeze select: find the safety neurons and draw the random control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neurofreeze.commands.pipeline import with_run
+from neurofreeze.console import say
+from neurofreeze.stages.context import Run
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Align if need be, then select; prints where the masks are."""
+    return with_run("select", overrides, _select)
+
+
+def _select(run: Run, _: str) -> int:
+    from neurofreeze.stages import align, select
+
+    align.run(run)
+    select.run(run)
+    say(f"masks: {run.mask('safety')}, {run.mask('random')}")
+    return 0

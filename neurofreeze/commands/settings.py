@@ -1,0 +1,53 @@
+"""From `key=value` arguments to a checked configuration and a run folder, through Hydra."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from neurofreeze.config.location import conf_folder
+from neurofreeze.config.schema import Config, VerifyConfig
+from neurofreeze.console import quiet
+
+
+def compose(
+    command: str, overrides: Sequence[str], task: Callable[[Any, Path, str], int], config_name: str = "config"
+) -> int:
+    """Compose the settings and call `task(settings, run folder, settings as YAML)`; returns its exit code.
+
+    Raises:
+        ConfigError: if a value is out of range.
+        HydraException, OmegaConfBaseException: if a key is unknown or a value of the wrong type.
+    """
+    quiet()
+    store = ConfigStore.instance()
+    store.store("schema", Config)
+    store.store("verify_schema", VerifyConfig)
+    code = 0
+    failure: Exception | None = None
+
+    def wrapped(config: DictConfig) -> None:
+        nonlocal code, failure
+        try:
+            settings = OmegaConf.to_object(config)
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            code = task(settings, folder, OmegaConf.to_yaml(config, resolve=True))
+        except Exception as caught:  # kept from Hydra, which would print it in its own way
+            failure = caught
+
+    arguments = sys.argv
+    sys.argv = [f"neurofreeze {command}", *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(wrapped)()
+    finally:
+        sys.argv = arguments
+    if failure is not None:
+        raise failure
+    return code

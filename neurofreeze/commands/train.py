@@ -1,0 +1,24 @@
+"""neurofreeze train: fine-tune each arm, with its neurons frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from neurofreeze.commands.pipeline import with_run
+from neurofreeze.console import say
+from neurofreeze.stages.context import Run
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Train the arms that are not complete; needs `select` unless only the arm `none` is asked for."""
+    return with_run("train", overrides, _train)
+
+
+def _train(run: Run, _: str) -> int:
+    from neurofreeze.stages import align, train
+
+    align.run(run)
+    for arm in run.config.arms:
+        train.run(run, arm)
+        say(f"checkpoint: {run.arm(arm)}")
+    return 0

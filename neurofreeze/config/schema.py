@@ -1,0 +1,162 @@
+"""The dataclass schema of conf/: every setting with its type and range. Imports no torch: errors must come fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Optional
+
+from neurofreeze.errors import ConfigError
+
+# OmegaConf reads annotations at run time, hence Optional[...] instead of X | None on Python 3.10.
+
+
+def _check(condition: bool, key: str, found: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} is {found!r}; expected {expected}")
+
+
+@dataclass
+class DataConfig:
+    """Where prompts come from: `bundled:<set>/<split>`, a file, or a hub id."""
+
+    train: str = "bundled:retail_bank/train"
+    holdout: Optional[str] = None  # null: the evaluation split of a bundled set, else a tenth of `train`
+    safety: str = "bundled:harmful/calibration"
+    utility: str = "bundled:instructions/calibration"
+    harmful: str = "bundled:harmful/evaluation"
+    lookalikes: str = "bundled:lookalikes/evaluation"
+    general: str = "bundled:instructions/evaluation"
+    alignment: list[str] = field(
+        default_factory=lambda: ["bundled:harmful/align", "bundled:lookalikes/align", "bundled:instructions/align"]
+    )
+
+
+@dataclass
+class TrainingConfig:
+    """Supervised fine-tuning with TRL's SFTTrainer; loss on the answers only."""
+
+    steps: Optional[int] = None  # optimizer steps; null: `epochs` passes over the data
+    epochs: float = 1.0
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 5e-5
+    scheduler: str = "constant_with_warmup"
+    warmup_steps: int = 2
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    max_length: int = 128
+    optimizer: str = "adamw_torch_fused"
+    bf16: str = "auto"  # autocast: auto, true or false; weights and optimizer state stay float32
+    gradient_checkpointing: bool = False
+    save_steps: int = 0  # checkpoint every so many steps; 0: only when interrupted
+    check_every: int = 0  # check the frozen elements every so many steps; 0: at saves and at the end
+
+    def __post_init__(self) -> None:
+        _check(self.steps is None or self.steps > 0, "training.steps", self.steps, "a positive number or null")
+        for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_length", "max_grad_norm"):
+            _check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "a number above 0")
+        for name in ("warmup_steps", "weight_decay", "save_steps", "check_every"):
+            _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number not below 0")
+        _check(self.bf16 in ("auto", "true", "false"), "training.bf16", self.bf16, "auto, true or false")
+
+
+@dataclass
+class AlignmentConfig:
+    """A short safety fine-tune before everything else, for models that do not refuse as shipped."""
+
+    mode: str = "auto"  # auto: only if the model refuses fewer than `threshold` of the calibration requests
+    threshold: float = 0.5
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.mode in ("auto", "always", "never"), "alignment.mode", self.mode, "auto, always or never")
+        _check(0 < self.threshold <= 1, "alignment.threshold", self.threshold, "a number in (0, 1]")
+
+
+@dataclass
+class StrategyConfig:
+    """How neurons are scored: a name in neurofreeze.strategies.STRATEGIES, and its options."""
+
+    name: str = "wifv"
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 8
+    max_length: int = 512
+
+
+@dataclass
+class RatiosConfig:
+    """SSAH's group sizes, as shares of all neurons; complex units are what is left."""
+
+    exclusive_safety: float = 0.015
+    exclusive_utility: float = 0.14
+    redundant: float = 0.14
+
+
+@dataclass
+class MethodConfig:
+    """What to do with the scores."""
+
+    name: str = "ssah"
+    ratios: RatiosConfig = field(default_factory=RatiosConfig)
+
+
+@dataclass
+class EvaluationConfig:
+    """How safety and utility are measured."""
+
+    phrases: str = "strict-opening"
+    max_new_tokens: int = 20
+    batch_size: int = 32
+    limit: Optional[int] = None  # prompts of each set; null: all
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            _check(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "a positive number")
+        _check(self.limit is None or self.limit > 0, "evaluation.limit", self.limit, "a positive number or null")
+
+
+ARMS = ("none", "random", "safety")
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = "quickstart"
+    model: str = "smollm2-135m-instruct"
+    revision: Optional[str] = None
+    seed: int = 0
+    fraction: float = 0.15  # share of neurons to freeze, of each kind
+    granularity: str = "head"
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    overwrite: bool = False  # redo stages that are complete with other settings
+    data: DataConfig = field(default_factory=DataConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _check(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
+        _check(self.granularity in ("head", "channel"), "granularity", self.granularity, "head or channel")
+        _check(bool(self.arms) and set(self.arms) <= set(ARMS), "arms", self.arms, f"one or more of {list(ARMS)}")
+        _check(len(set(self.arms)) == len(self.arms), "arms", self.arms, "each arm once")
+        _check(self.seed >= 0, "seed", self.seed, "a number not below 0")
+
+
+@dataclass
+class VerifyConfig:
+    """`neurofreeze verify`: two checkpoints and a mask, or a run folder with all three."""
+
+    base: Optional[str] = None
+    tuned: Optional[str] = None
+    mask: Optional[str] = None
+    output: Optional[str] = None  # where to write verification.json; null: into the tuned checkpoint's folder
+    name: str = "quickstart"
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in fields(self) if f.name in ("base", "tuned", "mask") and getattr(self, f.name)]
+        _check(
+            len(given) in (0, 3), "verify", ", ".join(given), "base=, tuned= and mask= together, or none of them (run folder)"
+        )

@@ -1,0 +1,47 @@
+"""One prompt with or without its answer, and the digests by which splits are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation up to the answer, and the answer.
+
+    Attributes:
+        turns: (role, content) pairs, the last one from the user.
+        response: the assistant's answer, None where only the prompt is known.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    response: str | None = None
+
+    @classmethod
+    def of(cls, prompt: str, response: str | None = None) -> Example:
+        """A single-turn example."""
+        return cls((("user", prompt),), response)
+
+    @property
+    def prompt(self) -> str:
+        """What the user said last."""
+        return self.turns[-1][1]
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The turns in the form chat templates take."""
+        return [{"role": role, "content": content} for role, content in self.turns]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the prompt without regard to case, punctuation and spacing."""
+        return hashlib.sha256(" ".join(re.findall(r"\w+", self.prompt.lower())).encode()).hexdigest()
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """SHA-256 over prompts and answers; independent of their order."""
+    lines = sorted(f"{example.key} {example.response!r}" for example in examples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""Greedy openings of answers, batched by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from neurofreeze.data.batches import prompt_ids
+from neurofreeze.data.examples import Example
+
+
+@torch.inference_mode()
+def openings(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[], None] | None = None,
+) -> list[str]:
+    """The first `max_new_tokens` tokens of each greedy answer, as text, in the order of the examples."""
+    prompts = [prompt_ids(tokenizer, example) for example in examples]
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    texts = [""] * len(prompts)
+    for begin in range(0, len(order), batch_size):
+        indices = order[begin : begin + batch_size]
+        batch = tokenizer.pad(
+            {"input_ids": [prompts[index] for index in indices]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        output = model.generate(
+            **batch,
+            generation_config=_greedy(model, tokenizer, max_new_tokens),
+        )
+        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(indices, completions, strict=True):
+            texts[index] = text.strip()
+        if progress is not None:
+            progress()
+    return texts
+
+
+def is_degenerate(completion: str) -> bool:
+    """Whether an opening is empty or mostly repeats itself: fewer than half of its words are distinct."""
+    words = completion.lower().split()
+    return not words or (len(words) >= 6 and len(set(words)) * 2 < len(words))
+
+
+def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -1,0 +1,1 @@
+"""Where other libraries' training loops call ours."""

@@ -1,0 +1,266 @@
+"""NeuronMask: one bit per neuron of a model, with set algebra, controls, and checks that it fits a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from neurofreeze._version import __version__
+from neurofreeze.errors import MaskError
+from neurofreeze.neurons import BoolArray, NeuronMap, Selection
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """What a mask belongs to and where it came from; stored as `neuron_mask_config.json`."""
+
+    model_type: str
+    granularity: str
+    layout: str  # NeuronMap.digest
+    neurons: dict[str, int]
+    model: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None  # of the chosen elements in the model the mask was made on
+    strategy: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    library_version: str = __version__
+
+    @classmethod
+    def of(cls, neuron_map: NeuronMap, **fields: Any) -> MaskConfig:
+        """The config of a mask over `neuron_map`."""
+        return cls(
+            model_type=neuron_map.model_type,
+            granularity=neuron_map.granularity,
+            layout=neuron_map.digest,
+            neurons={name: site.neurons for name, site in neuron_map.sites.items()},
+            **fields,
+        )
+
+
+class NeuronMask:
+    """One bit per neuron: True where the neuron is chosen (to be frozen, say).
+
+    Args:
+        bits: site name -> bool [neurons], for every site of the model.
+        config: what the mask belongs to.
+        scores: site name -> float32 [neurons], the scores it was selected by, if any.
+
+    Raises:
+        MaskError: if bits or scores do not have the shapes that the config states.
+    """
+
+    def __init__(
+        self, bits: Mapping[str, BoolArray], config: MaskConfig, scores: Mapping[str, FloatArray] | None = None
+    ) -> None:
+        _check_shapes("bits", bits, config, np.dtype(np.bool_))
+        if scores is not None:
+            _check_shapes("scores", scores, config, np.dtype(np.float32))
+        self.bits = {name: _frozen_copy(bits[name]) for name in config.neurons}
+        self.scores = None if scores is None else {name: _frozen_copy(scores[name]) for name in config.neurons}
+        self.config = config
+
+    @classmethod
+    def none(cls, neuron_map: NeuronMap) -> NeuronMask:
+        """The mask that chooses no neuron."""
+        return cls({n: np.zeros(s.neurons, bool) for n, s in neuron_map.sites.items()}, MaskConfig.of(neuron_map))
+
+    @classmethod
+    def random(cls, neuron_map: NeuronMap, fraction: float, seed: int) -> NeuronMask:
+        """A uniformly random choice of `round(fraction * total)` neurons; the same for the same seed everywhere.
+
+        Raises:
+            MaskError: if fraction is not in (0, 1].
+        """
+        count = round(check_fraction(fraction) * neuron_map.total)
+        chosen = np.zeros(neuron_map.total, dtype=bool)
+        chosen[_draw(np.random.default_rng(seed), neuron_map.total, count)] = True
+        ends = np.cumsum([site.neurons for site in neuron_map.sites.values()])[:-1]
+        bits = dict(zip(neuron_map.sites, np.split(chosen, ends), strict=True))
+        return cls(bits, MaskConfig.of(neuron_map, strategy={"name": "random", "fraction": fraction, "seed": seed}))
+
+    @classmethod
+    def random_like(cls, mask: NeuronMask, seed: int) -> NeuronMask:
+        """A random mask with as many neurons at every site as `mask`: the control each comparison needs."""
+        rng = np.random.default_rng(seed)
+        bits = {}
+        for name, chosen in mask.bits.items():
+            bits[name] = np.zeros(len(chosen), dtype=bool)
+            bits[name][_draw(rng, len(chosen), int(chosen.sum()))] = True
+        config = replace(mask.config, fingerprint=None, strategy={"name": "random_like", "seed": seed}, calibration={})
+        return cls(bits, config)
+
+    @property
+    def count(self) -> int:
+        """Number of chosen neurons."""
+        return sum(int(bits.sum()) for bits in self.bits.values())
+
+    @property
+    def total(self) -> int:
+        """Number of neurons of the model."""
+        return sum(self.config.neurons.values())
+
+    @property
+    def fraction(self) -> float:
+        """Share of the model's neurons that is chosen."""
+        return self.count / self.total
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the layout and the chosen neurons; two masks with the same digest choose the same."""
+        h = hashlib.sha256(self.config.layout.encode())
+        for name, bits in self.bits.items():
+            h.update(name.encode() + np.packbits(bits).tobytes())
+        return h.hexdigest()
+
+    def __or__(self, other: NeuronMask) -> NeuronMask:
+        return self._combine(other, np.logical_or, "|")
+
+    def __and__(self, other: NeuronMask) -> NeuronMask:
+        return self._combine(other, np.logical_and, "&")
+
+    def __sub__(self, other: NeuronMask) -> NeuronMask:
+        return self._combine(other, np.greater, "-")
+
+    def __invert__(self) -> NeuronMask:
+        bits = {name: ~bits for name, bits in self.bits.items()}
+        return NeuronMask(bits, replace(self.config, fingerprint=None, strategy=_derived("~", self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NeuronMask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"NeuronMask({self.config.model_type}, {self.count:,} of {self.total:,} neurons, {self.fraction:.2%})"
+
+    def _combine(self, other: NeuronMask, op: Callable[..., Any], symbol: str) -> NeuronMask:
+        if not isinstance(other, NeuronMask):
+            return NotImplemented
+        _compare("another mask", self.config, other.config)
+        bits = {name: op(self.bits[name], other.bits[name]) for name in self.bits}
+        return NeuronMask(bits, replace(self.config, fingerprint=None, strategy=_derived(symbol, self, other)))
+
+    def check(self, neuron_map: NeuronMap) -> None:
+        """Raise MaskError, naming the field that differs, unless the mask was made for this model's layout."""
+        _compare("the model", self.config, MaskConfig.of(neuron_map))
+
+    def select(self, neuron_map: NeuronMap) -> dict[str, Selection]:
+        """Parameter name -> the rows or columns that the chosen neurons own."""
+        self.check(neuron_map)
+        return neuron_map.select(self.bits)
+
+    def dense(self, model: Any) -> dict[str, torch.Tensor]:
+        """Parameter name -> bool tensor of the parameter's shape, True where chosen. For checks, not for training."""
+        import torch
+
+        neuron_map = NeuronMap.of(model, self.config.granularity)  # type: ignore[arg-type]
+        dense = {}
+        for name, (axis, index) in self.select(neuron_map).items():
+            mask = torch.zeros(neuron_map.shapes[name], dtype=torch.bool)
+            dense[name] = mask.index_fill_(axis, torch.from_numpy(index), True)
+        return dense
+
+    def with_config(self, **fields: Any) -> NeuronMask:
+        """The same neurons with some fields of the config replaced."""
+        return NeuronMask(self.bits, replace(self.config, **fields), self.scores)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write neuron_mask.safetensors, neuron_mask_config.json and a README.md card into `folder`."""
+        from neurofreeze import mask_file
+
+        return mask_file.save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, model: Any = None, revision: str | None = None) -> NeuronMask:
+        """Load a mask from a folder or the Hugging Face Hub, checking everything before any model is loaded.
+
+        Args:
+            source: a folder, or a hub repository id.
+            model: a model, config or NeuronMap that the mask must fit.
+            revision: hub revision.
+
+        Raises:
+            MaskError: if a file is missing or malformed or the mask is for another model, naming the field.
+        """
+        from neurofreeze import mask_file
+
+        mask = mask_file.load(source, revision)
+        if model is not None:
+            found = model if isinstance(model, NeuronMap) else NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
+            mask.check(found)
+        return mask
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to the hub repository `repo_id`; returns the commit's URL."""
+        from neurofreeze import mask_file
+
+        return mask_file.push(self, repo_id, private, revision)
+
+
+def check_fraction(fraction: float) -> float:
+    """`fraction` if it is in (0, 1].
+
+    Raises:
+        MaskError: otherwise, NaN included.
+    """
+    if not 0 < fraction <= 1:
+        raise MaskError(f"fraction is {fraction}; expected a number in (0, 1]")
+    return fraction
+
+
+def _draw(rng: np.random.Generator, total: int, count: int) -> npt.NDArray[np.int64]:
+    # Sorting uniform doubles depends only on the bit generator's stream, which NumPy keeps across versions;
+    # Generator.choice does not promise that.
+    return np.argsort(rng.random(total), kind="stable")[:count]
+
+
+def _derived(symbol: str, *masks: NeuronMask) -> dict[str, Any]:
+    return {"name": symbol, "of": [mask.config.strategy or {"name": "manual"} for mask in masks]}
+
+
+def _frozen_copy(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def _check_shapes(what: str, arrays: Mapping[str, Any], config: MaskConfig, dtype: np.dtype[Any]) -> None:
+    if set(arrays) != set(config.neurons):
+        odd = sorted(set(arrays) ^ set(config.neurons))
+        raise MaskError(f"field '{what}': sites {odd[:3]} are in only one of {what} and config.neurons")
+    for name, neurons in config.neurons.items():
+        if arrays[name].dtype != dtype or arrays[name].shape != (neurons,):
+            raise MaskError(
+                f"field '{what}.{name}': found {arrays[name].dtype} of shape {arrays[name].shape}, "
+                f"expected {dtype} of shape ({neurons},)"
+            )
+
+
+def _compare(what: str, mask: MaskConfig, other: MaskConfig) -> None:
+    for name in ("model_type", "granularity", "neurons", "layout"):
+        found, expected = getattr(mask, name), getattr(other, name)
+        if found == expected:
+            continue
+        if isinstance(found, dict):
+            name, found, expected = next(
+                (f"neurons.{site}", found.get(site), expected.get(site))
+                for site in [*found, *expected]
+                if found.get(site) != expected.get(site)
+            )
+        raise MaskError(
+            f"field '{name}': the mask has {found}, {what} has {expected}; this mask was made for another model"
+        )

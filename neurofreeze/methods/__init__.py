@@ -1,0 +1,1 @@
+"""Published methods: what to select, freeze and train. One file a method."""

@@ -1,0 +1,69 @@
+"""Loading checkpoints: safetensors only, no code from the checkpoint, a tokenizer ready for batches and chats."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from neurofreeze.errors import ModelError, NeuroFreezeWarning
+
+# For models that come without a chat template (GPT-2, OPT, Pythia): plain text roles.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def load_config(folder: Path) -> Any:
+    """The checkpoint's config.
+
+    Raises:
+        ModelError: if it is malformed or of an unknown kind.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} has no usable config.json: {str(error).splitlines()[0]}") from error
+
+
+def load_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
+    """The causal language model in `folder`, on the CPU unless a GPU is there.
+
+    Args:
+        folder: a checkpoint folder with safetensors weights.
+        dtype: precision of the weights; "auto" for the checkpoint's own.
+
+    Raises:
+        ModelError: if the weights are missing or do not fit the config.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, with a padding token and a chat template.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        warnings.warn(
+            f"{folder} has no chat template; using plain 'User: ... Assistant:' turns. Is this an instruction model?",
+            NeuroFreezeWarning,
+            stacklevel=2,
+        )
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer

@@ -1,0 +1,94 @@
+"""What a report shows, already measured; the report computes nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
+
+# SSAH's groups, in the order of their codes in `Site.groups`.
+GROUPS = ("RU", "EUU", "CU", "ESU")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One row of the heat map: group code uint8 [neurons] (index into GROUPS) and frozen bool [neurons]."""
+
+    name: str
+    kind: Literal["attention", "mlp"]
+    layer: int
+    groups: npt.NDArray[np.uint8]
+    frozen: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """One model's evaluation. Refusal rates count refusals; losses are nats per response token."""
+
+    refusals: Rate  # of harmful requests
+    over_refusals: Rate  # of benign look-alikes
+    margin: Mean  # log P(refusal openings) - log P(compliant openings), nats, on harmful requests
+    domain_loss: Mean
+    general_loss: Mean
+    degenerate: Rate  # completions that are empty or repeat themselves, of all generated
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One fine-tuned model, or the starting point ("aligned": no training, no verification)."""
+
+    name: str
+    label: str
+    measurements: Measurements
+    losses: list[tuple[int, float]] = field(default_factory=list)  # (optimizer step, training loss)
+    frozen_neurons: int = 0
+    frozen_elements: int = 0
+    verified_changed: int | None = None  # frozen elements that differ in at least one bit; None: nothing was frozen
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired test between two arms on one set of prompts."""
+
+    first: str
+    second: str
+    what: str
+    test: PairedTest
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One data set that was used, and the digest of its prompts."""
+
+    role: str
+    source: str
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything the report shows."""
+
+    title: str
+    model: str
+    model_source: str
+    seed: int
+    version: str
+    created: str
+    method: dict[str, Any]
+    phrase_list: str
+    total_neurons: int
+    total_elements: int
+    sites: list[Site]
+    arms: list[Arm]
+    comparisons: list[Comparison]
+    data: list[DataSource]
+    command: str
+    config_yaml: str
+    notes: list[str]

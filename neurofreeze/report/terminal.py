@@ -1,0 +1,70 @@
+"""The table of arms and the paired tests for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from neurofreeze.report.formatting import fraction, half_width, number, p_value, rate_interval, share
+
+if TYPE_CHECKING:
+    from neurofreeze.report.content import Arm, Content
+
+
+def arms_table(content: Content) -> Table:
+    """One row an arm, intervals under the figures; fits 80 columns, which is what a pipe gets."""
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 1, 0), pad_edge=False, show_edge=False, caption_justify="left",
+        title=Text(f"{content.model}, seed {content.seed}"), title_justify="left",
+        caption="95 % intervals over prompts of one run: Wilson for counts, Student t for means. "
+        "Losses in nats per token, margin in nats.",
+    )  # fmt: skip
+    table.add_column("arm", min_width=10, overflow="fold")
+    for name in (
+        "harmful\nrefused",
+        "benign\nrefused",
+        "margin",
+        "domain\nloss",
+        "general\nloss",
+        "degen-\nerate",
+        "frozen",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm in content.arms:
+        table.add_row(*_row(arm, content.total_neurons))
+    return table
+
+
+def comparisons_lines(content: Content) -> list[str]:
+    """One sentence a paired test."""
+    return [
+        f"{c.first} against {c.second} ({c.what}): {number(c.test.only_first, 'prompt')} refused only by "
+        f"{c.first}, {c.test.only_second} only by {c.second}, exact sign test {p_value(c.test.p_value)}"
+        for c in content.comparisons
+    ]
+
+
+def _row(arm: Arm, total_neurons: int) -> list[Text]:
+    found = arm.measurements
+    cells = [
+        arm.label,
+        f"{fraction(found.refusals)}\n{rate_interval(found.refusals)}",
+        f"{fraction(found.over_refusals)}\n{rate_interval(found.over_refusals)}",
+        f"{found.margin.value:.2f}\n{half_width(found.margin)}",
+        f"{found.domain_loss.value:.2f}\n{half_width(found.domain_loss)}",
+        f"{found.general_loss.value:.2f}\n{half_width(found.general_loss)}",
+        f"{fraction(found.degenerate)}\n{rate_interval(found.degenerate)}",
+    ]
+    return [*map(Text, cells), _frozen(arm, total_neurons)]
+
+
+def _frozen(arm: Arm, total_neurons: int) -> Text:
+    if not arm.frozen_neurons:
+        return Text("-")
+    text = Text(f"{arm.frozen_neurons:,}\n")
+    if arm.verified_changed:
+        return text.append("CHANGED", style="bold red")
+    return text.append(share(arm.frozen_neurons, total_neurons))

@@ -1,0 +1,60 @@
+"""Align: teach a model to refuse, if it does not; everything after starts from the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neurofreeze.console import say, stage
+from neurofreeze.evaluation.statistics import Rate
+from neurofreeze.stages.context import Run
+
+
+def run(run: Run) -> None:
+    """Measure refusals of the calibration requests and fine-tune on refusals if there are too few."""
+    done = run.folder.result("align")
+    outputs = [run.aligned] if done is not None and done["aligned"] else []
+    run.folder.run("align", run.align_settings(), lambda: _align(run), *outputs)
+
+
+def _align(run: Run) -> dict[str, Any]:
+    config = run.config.alignment
+    if config.mode == "never":
+        return {"aligned": False, "origin": run.source.origin}
+    before = _refusals(run)
+    say(f"align: {run.config.model} refuses {before} of the calibration requests")
+    if config.mode == "auto" and before.value >= config.threshold:
+        return {"aligned": False, "origin": run.source.origin, "refusals": [before.count, before.total]}
+
+    from neurofreeze.training.sft import fine_tune
+
+    with stage("align", config.training.steps) as bar:
+        fine_tune(
+            run.source.folder,
+            run.aligned,
+            run.data.alignment,
+            config.training,
+            seed=run.config.seed,
+            log=lambda row: run.folder.log({"stage": "align", **row}),
+            progress=bar.update,
+        )
+    return {"aligned": True, "origin": run.source.origin, "refusals": [before.count, before.total]}
+
+
+def _refusals(run: Run) -> Rate:
+    from neurofreeze.evaluation.generation import openings
+    from neurofreeze.evaluation.phrases import phrase_list
+    from neurofreeze.models.load import load_model, load_tokenizer
+
+    config = run.config.evaluation
+    phrases = phrase_list(config.phrases)
+    model, tokenizer = load_model(run.source.folder), load_tokenizer(run.source.folder)
+    with stage("refusals as shipped", -(-len(run.data.safety) // config.batch_size)) as bar:
+        texts = openings(
+            model.eval(),
+            tokenizer,
+            run.data.safety,
+            max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size,
+            progress=bar.advance,
+        )
+    return Rate.of([phrases.is_refusal(text) for text in texts])

@@ -1,0 +1,113 @@
+"""What the stages of one run share: its settings, its folder, its data, its starting model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from neurofreeze.config.schema import Config
+from neurofreeze.errors import ModelError
+from neurofreeze.models.resolve import ModelSource, resolve
+from neurofreeze.stages.datasets import Datasets
+from neurofreeze.stages.folder import RunFolder, settings_digest
+
+
+class Run:
+    """One run: settings and folder, with data and model found when first needed."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self.config = config
+        self.folder = RunFolder(path, config.overwrite)
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """Where the model's files are."""
+        return resolve(self.config.model, self.config.revision)
+
+    @cached_property
+    def data(self) -> Datasets:
+        """All data sets, disjoint."""
+        c = self.config
+        return Datasets.read(c.data, align=c.alignment.mode != "never", limit=c.evaluation.limit, seed=c.seed)
+
+    @property
+    def start(self) -> Path:
+        """The checkpoint that selection and fine-tuning start from: the model, aligned if it had to be."""
+        result = self.folder.result("align")
+        return self.aligned if result is not None and result["aligned"] else self.source.folder
+
+    @property
+    def aligned(self) -> Path:
+        """Where the alignment stage leaves its checkpoint, if it has to make one."""
+        return self.folder.path / "aligned"
+
+    def arm(self, name: str) -> Path:
+        """The fine-tuned checkpoint of an arm."""
+        return self.folder.path / "arms" / name
+
+    def mask(self, arm: str) -> Path:
+        """The mask of an arm."""
+        return self.folder.path / "selection" / arm
+
+    def align_settings(self) -> dict[str, Any]:
+        """What the starting checkpoint depends on."""
+        c = self.config
+        return {
+            "model": c.model,
+            "revision": c.revision,
+            "origin": self.source.origin,
+            "seed": c.seed,
+            "alignment": asdict(c.alignment),
+            "phrases": c.evaluation.phrases,
+            "data": self.data.digests("alignment", "safety"),
+        }
+
+    def select_settings(self) -> dict[str, Any]:
+        """What the masks depend on."""
+        c = self.config
+        return {
+            "start": settings_digest(self.align_settings()),
+            "seed": c.seed,
+            "fraction": c.fraction,
+            "granularity": c.granularity,
+            "strategy": asdict(c.strategy),
+            "method": asdict(c.method),
+            "data": self.data.digests("safety", "utility"),
+        }
+
+    def train_settings(self, arm: str) -> dict[str, Any]:
+        """What an arm's checkpoint depends on."""
+        c = self.config
+        start = self.align_settings() if arm == "none" else self.select_settings()
+        return {
+            "start": settings_digest(start),
+            "seed": c.seed,
+            "training": asdict(c.training),
+            "data": self.data.digests("train"),
+        }
+
+    def require_space(self) -> None:
+        """Raise RunError unless all checkpoints of the run will fit on the disk."""
+        size = sum(path.stat().st_size for path in self.source.folder.glob("*.safetensors"))
+        if size == 0:
+            raise ModelError(f"{self.source.folder} has no safetensors weights; expected model.safetensors or shards")
+        missing = [arm for arm in self.config.arms if not self.arm(arm).is_dir()]
+        if missing:
+            # One more for the copy that is being written.
+            self.folder.require_space(size * (len(missing) + 2))
+
+
+def parameters(folder: Path) -> int:
+    """How many tensors a checkpoint holds, from its index or header."""
+    from neurofreeze.checkpoints import open_weights
+
+    with open_weights(folder) as weights:
+        return len(list(weights))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,80 @@
+"""The data sets of a run by the role they play, read once and checked to be disjoint."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields
+
+from neurofreeze.config.schema import DataConfig
+from neurofreeze.data import Example, digest, read, require_disjoint
+from neurofreeze.data.bundled import PREFIX
+from neurofreeze.errors import DataError
+
+_HOLDOUT_SHARE = 10
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Examples by role; see DataConfig."""
+
+    train: list[Example]
+    holdout: list[Example]
+    safety: list[Example]
+    utility: list[Example]
+    harmful: list[Example]
+    lookalikes: list[Example]
+    general: list[Example]
+    alignment: list[Example]
+
+    @classmethod
+    def read(cls, config: DataConfig, *, align: bool, limit: int | None, seed: int) -> Datasets:
+        """Read every set.
+
+        Args:
+            config: the sources.
+            align: whether the alignment set is needed.
+            limit: rows of each evaluation set, None for all.
+            seed: of the split of `train` where there is no set to hold out.
+
+        Raises:
+            DataError: if a set cannot be read, or a prompt occurs in two roles.
+        """
+        train, holdout = _train_and_holdout(config, seed)
+        found = cls(
+            train=train,
+            holdout=holdout[:limit],
+            safety=read(config.safety),
+            utility=read(config.utility),
+            harmful=read(config.harmful, responses=False, limit=limit),
+            lookalikes=read(config.lookalikes, responses=False, limit=limit),
+            general=read(config.general, limit=limit),
+            alignment=[e for source in config.alignment for e in read(source)] if align else [],
+        )
+        require_disjoint({f"data.{name}": examples for name, examples in found.roles().items()})
+        return found
+
+    def roles(self) -> dict[str, list[Example]]:
+        """Role -> examples, without roles that are not used."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)}
+
+    def digests(self, *roles: str) -> dict[str, str]:
+        """Role -> digest of its prompts and answers."""
+        return {role: digest(getattr(self, role)) for role in roles}
+
+
+def _train_and_holdout(config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:
+    train = read(config.train)
+    if config.holdout is not None:
+        return train, read(config.holdout)
+    if config.train.startswith(PREFIX):
+        return train, read(f"{config.train.partition('/')[0]}/evaluation")
+    if len(train) < _HOLDOUT_SHARE:
+        raise DataError(
+            f"{config.train} has {len(train)} rows, too few to hold a tenth of them out; pass data.holdout=FILE"
+        )
+    order = list(range(len(train)))
+    random.Random(seed).shuffle(order)
+    held = set(order[: len(train) // _HOLDOUT_SHARE])
+    # Equal prompts stay on one side, or the holdout would not be disjoint from training.
+    keys = {train[index].key for index in held}
+    return [e for e in train if e.key not in keys], [e for e in train if e.key in keys]

@@ -1,0 +1,127 @@
+"""RunFolder: which stages of a run are complete, with which settings, and the numbers they left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neurofreeze._version import __version__
+from neurofreeze.console import say
+from neurofreeze.errors import RunError
+from neurofreeze.files import write_atomically
+
+
+class RunFolder:
+    """A run's folder on disk.
+
+    Args:
+        path: created if missing.
+        overwrite: redo a stage that is complete with other settings instead of refusing.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False) -> None:
+        self.path = path
+        self.overwrite = overwrite
+        path.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self, stage: str, settings: dict[str, Any], work: Callable[[], dict[str, Any]], *outputs: Path
+    ) -> dict[str, Any]:
+        """The result of `stage`: from its marker if it is complete with these settings, else by doing `work`.
+
+        Args:
+            stage: its name, which is also the marker's.
+            settings: all that the result depends on, JSON-serialisable.
+            work: does it and returns a JSON-serialisable result.
+            outputs: files or folders it leaves; if one is gone, the stage is done again.
+
+        Raises:
+            RunError: if it is complete with other settings and `overwrite` is off, naming the settings that differ.
+        """
+        marker = self._marker(stage)
+        if marker is not None and not all(path.exists() for path in outputs):
+            marker = None
+        if marker is not None and marker["settings"] == settings:
+            say(f"{stage}: complete, reused")
+            return marker["result"]  # type: ignore[no-any-return]
+        if marker is not None and not self.overwrite:
+            raise RunError(
+                f"{self.path} already holds {stage} with other settings ({_difference(marker['settings'], settings)}); "
+                "give this run a folder of its own with name=..., or redo it with overwrite=true"
+            )
+        self._path(stage).unlink(missing_ok=True)
+        started = time.perf_counter()
+        result = work()
+        content = {
+            "stage": stage,
+            "settings": settings,
+            "result": result,
+            "seconds": round(time.perf_counter() - started, 3),
+            "version": __version__,
+        }
+        write_atomically(self._path(stage), (json.dumps(content, indent=1) + "\n").encode())
+        return result
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What a stage left, None if it is not complete."""
+        marker = self._marker(stage)
+        return None if marker is None else marker["result"]
+
+    def required(self, stage: str, command: str) -> dict[str, Any]:
+        """What a stage left.
+
+        Raises:
+            RunError: if it is not complete, naming the command that completes it.
+        """
+        result = self.result(stage)
+        if result is None:
+            raise RunError(f"{self.path} has no complete {stage} stage; run `neurofreeze {command}` first")
+        return result
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **row}) + "\n")
+
+    def require_space(self, needed: int) -> None:
+        """Raise RunError unless `needed` bytes are free where the run folder is."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise RunError(
+                f"this run needs about {needed / 1e9:.1f} GB in {self.path}, but {free / 1e9:.1f} GB are free; free some "
+                "space, or put the run elsewhere with hydra.run.dir=FOLDER"
+            )
+
+    def _path(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    def _marker(self, stage: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads(self._path(stage).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{self._path(stage)} is not JSON ({error}); delete it to redo the stage") from error
+        return content  # type: ignore[no-any-return]
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """A short digest of settings, by which a later stage refers to an earlier one."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _difference(old: Any, new: Any, prefix: str = "") -> str:
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if inner := _difference(a, b, f"{prefix}{key}."):
+                found.append(inner)
+        elif a != b:
+            found.append(f"{prefix}{key} was {a!r}, is {b!r}")
+    return "; ".join(found)

@@ -1,0 +1,130 @@
+"""Report: gather what the stages left into one Content and write report.html."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from itertools import combinations
+from typing import Any
+
+from neurofreeze._version import __version__
+from neurofreeze.data import digest
+from neurofreeze.evaluation.measure import Outcomes
+from neurofreeze.evaluation.phrases import phrase_list
+from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
+from neurofreeze.mask import NeuronMask
+from neurofreeze.models.load import load_config
+from neurofreeze.neurons import NeuronMap
+from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Site
+from neurofreeze.report.html import write_report
+from neurofreeze.stages import evaluate
+from neurofreeze.stages.context import Run
+from neurofreeze.stages.select import GROUPS_FILE
+from neurofreeze.summary import FreezeSummary
+
+FILE = "report.html"
+LABELS = {
+    "none": "no freezing",
+    "random": "random neurons, same number",
+    "safety": "safety neurons frozen",
+}
+
+
+def run(run: Run, config_yaml: str) -> Content:
+    """Write report.html from the evaluated arms and return what it shows."""
+    content = gather(run, config_yaml)
+    write_report(content, run.folder.path / FILE)
+    return content
+
+
+def gather(run: Run, config_yaml: str) -> Content:
+    """Everything the report shows."""
+    from safetensors.numpy import load_file
+
+    c = run.config
+    mask = NeuronMask.from_pretrained(run.mask("safety"))
+    neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
+    groups = load_file(run.folder.path / "selection" / GROUPS_FILE)
+    names = [evaluate.START, *c.arms]
+    outcomes = {name: evaluate.outcomes(run, name) for name in names}
+    align = run.folder.required("align", "run")
+    return Content(
+        title=f"NeuroFreeze: {c.name}",
+        model=c.model,
+        model_source=run.source.origin + (", then aligned on data.alignment" if align["aligned"] else ""),
+        seed=c.seed,
+        version=__version__,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        method={"fraction": c.fraction, "granularity": c.granularity, **mask.config.strategy, **vars(c.method.ratios)},
+        phrase_list=phrase_list(c.evaluation.phrases).label,
+        total_neurons=neuron_map.total,
+        total_elements=FreezeSummary.of(neuron_map, mask).total_elements,
+        sites=[
+            Site(site.name, site.kind, site.layer, groups[site.name], mask.bits[site.name])
+            for site in neuron_map.sites.values()
+        ],
+        arms=[_arm(run, name, outcomes[name], align["aligned"]) for name in names],
+        comparisons=_comparisons(c.arms, outcomes),
+        data=[
+            DataSource(f"data.{role}", _source(run, role), len(examples), digest(examples))
+            for role, examples in run.data.roles().items()
+            if align["aligned"] or role != "alignment"
+        ],
+        command=f"neurofreeze run hydra.run.dir={run.folder.path.name}",
+        config_yaml=config_yaml,
+        notes=_notes(run, align),
+    )
+
+
+def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool) -> Arm:
+    measured = Measurements(
+        refusals=Rate.of(outcomes.refused),
+        over_refusals=Rate.of(outcomes.over_refused),
+        margin=Mean.of(outcomes.margins),
+        domain_loss=Mean.of(outcomes.domain_losses),
+        general_loss=Mean.of(outcomes.general_losses),
+        degenerate=Rate.of(outcomes.degenerate),
+    )
+    if name == evaluate.START:
+        label = "before fine-tuning (aligned)" if aligned else "before fine-tuning"
+        return Arm("aligned", label, measured)
+    training = run.folder.required(f"train-{name}", "train")
+    verification = None if name == "none" else run.folder.required(f"verify-{name}", "verify")
+    return Arm(
+        name=name,
+        label=LABELS[name],
+        measurements=measured,
+        losses=[(step, loss) for step, loss in training["losses"]],
+        frozen_neurons=training["frozen_neurons"],
+        frozen_elements=training["frozen_elements"],
+        verified_changed=None if verification is None else verification["changed"],
+        seconds=training["seconds"],
+    )
+
+
+def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Comparison]:
+    # The method first, so that a row reads "safety against none".
+    order = sorted(arms, key=("safety", "random", "none").index)
+    return [
+        Comparison(first, second, what, PairedTest.of(getattr(outcomes[first], key), getattr(outcomes[second], key)))
+        for key, what in (("refused", "refusals of harmful requests"), ("over_refused", "refusals of benign look-alikes"))
+        for first, second in combinations(order, 2)
+    ]
+
+
+def _source(run: Run, role: str) -> str:
+    value = getattr(run.config.data, role)
+    if role == "holdout" and value is None:
+        return f"held out from {run.config.data.train}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _notes(run: Run, align: dict[str, Any]) -> list[str]:
+    notes = [f"Python {platform.python_version()} on {platform.machine()}, {platform.system()}."]
+    if align["aligned"]:
+        count, total = align.get("refusals", (0, 0))
+        notes.append(
+            f"As shipped the model refused {count} of {total} calibration requests, so it was first aligned on "
+            f"{len(run.data.alignment)} refusals, look-alikes with answers and general instructions."
+        )
+    return notes

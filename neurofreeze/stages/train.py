@@ -1,0 +1,48 @@
+"""Train: one arm's fine-tune on the domain data, from the same start, in the same order, with or without freezing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from neurofreeze.console import say, stage
+from neurofreeze.mask import NeuronMask
+from neurofreeze.models.load import load_config
+from neurofreeze.neurons import NeuronMap
+from neurofreeze.stages.context import Run
+from neurofreeze.summary import FreezeSummary
+
+
+def run(run: Run, arm: str) -> None:
+    """Fine-tune one arm into arms/<arm>."""
+    if arm != "none":
+        run.folder.required("select", "select")
+    run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm))
+
+
+def _train(run: Run, arm: str) -> dict[str, Any]:
+    mask, summary = None, None
+    if arm != "none":
+        neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
+        mask = NeuronMask.from_pretrained(run.mask(arm), model=neuron_map)
+        summary = FreezeSummary.of(neuron_map, mask)
+        say(f"train {arm}: {summary}")
+
+    from neurofreeze.training.sft import fine_tune
+
+    with stage(f"train {arm}", run.config.training.steps) as bar:
+        result = fine_tune(
+            run.start,
+            run.arm(arm),
+            run.data.train,
+            run.config.training,
+            seed=run.config.seed,
+            mask=mask,
+            log=lambda row: run.folder.log({"stage": "train", "arm": arm, **row}),
+            progress=bar.update,
+        )
+    return {
+        **asdict(result),
+        "frozen_neurons": summary.frozen_neurons if summary else 0,
+        "frozen_elements": summary.frozen_elements if summary else 0,
+    }

@@ -1,0 +1,161 @@
+"""Supervised fine-tuning with TRL's SFTTrainer, with or without frozen neurons, interruptible and resumable."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from neurofreeze.config.schema import TrainingConfig
+from neurofreeze.data.examples import Example
+from neurofreeze.integrations.callback import FreezeCallback
+from neurofreeze.mask import NeuronMask
+from neurofreeze.models.load import load_config, load_model, load_tokenizer
+from neurofreeze.training.callbacks import InterruptCallback, MetricsCallback, silence
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a fine-tune left behind.
+
+    Attributes:
+        losses: (optimizer step, training loss) pairs, nats per answer token.
+        seconds: wall-clock time of training proper.
+        fingerprint: of the frozen elements, checked at the end; None if nothing was frozen.
+    """
+
+    losses: list[tuple[int, float]]
+    seconds: float
+    fingerprint: str | None
+
+
+def fine_tune(
+    base: Path,
+    output: Path,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    mask: NeuronMask | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TrainingResult:
+    """Fine-tune the checkpoint `base` and save the result at `output` in the precision of `base`.
+
+    Weights and optimizer state are float32 while training. Rounding to the base's precision at the end leaves frozen
+    elements as they are, since they never left it. A fine-tune that was interrupted goes on from its checkpoint.
+
+    Args:
+        base: checkpoint folder.
+        output: folder to create; it appears only when complete.
+        examples: prompts with answers.
+        config: hyperparameters.
+        seed: of the data order and dropout.
+        mask: neurons to freeze, None to train everything.
+        log: called with the trainer's logs, one dict a step.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        FreezeError: if freezing cannot be guaranteed or failed.
+        KeyboardInterrupt: after Ctrl-C, once the current step is finished and saved.
+    """
+    workspace = output.with_name(f"{output.name}.unfinished")
+    tokenizer = load_tokenizer(base)
+    model = load_model(base, torch.float32)
+    metrics, interrupt = MetricsCallback(log, progress), InterruptCallback()
+    freezing = FreezeCallback(mask, config.check_every) if mask is not None else None
+    trainer = _SFTTrainer(
+        model=model,
+        args=_arguments(config, workspace, seed),
+        train_dataset=Dataset.from_list([_row(example) for example in examples]),
+        processing_class=tokenizer,
+        callbacks=[callback for callback in (freezing, metrics, interrupt) if callback is not None],
+    )
+    silence(trainer)
+    started = time.perf_counter()
+    with interrupt:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(workspace) if workspace.is_dir() else None)
+    seconds = time.perf_counter() - started
+
+    losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
+    _save(model, tokenizer, base, workspace / "final")
+    del trainer, model
+    gc.collect()
+    shutil.rmtree(output, ignore_errors=True)
+    (workspace / "final").replace(output)
+    shutil.rmtree(workspace)
+    fingerprint = freezing.freezer.fingerprint if freezing is not None and freezing.freezer is not None else None
+    return TrainingResult(losses, seconds, fingerprint)
+
+
+class _SFTTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with the model's own loss where there is no GPU.
+
+    TRL's chunked log-probability head saves GPU memory; its CPU fallback takes more than half of a small model's step.
+    """
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.args.device.type == "cpu":
+            return Trainer.compute_loss(self, model, inputs, *args, **kwargs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def _arguments(config: TrainingConfig, folder: Path, seed: int) -> SFTConfig:
+    gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(folder),
+        max_steps=config.steps or -1,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        max_length=config.max_length,
+        optim=config.optimizer,
+        bf16=_bf16(config.bf16),
+        fp16=False,
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        activation_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=1,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _bf16(wanted: str) -> bool:
+    if wanted != "auto":
+        return wanted == "true"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    # Without the instructions bfloat16 is emulated and slower than float32.
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _row(example: Example) -> dict[str, Any]:
+    return {"prompt": example.messages, "completion": [{"role": "assistant", "content": example.response}]}
+
+
+def _save(model: Any, tokenizer: Any, base: Path, folder: Path) -> None:
+    dtype = load_config(base).dtype
+    model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,195 @@
+"""Verification: compare two checkpoints bit by bit, without loading a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurofreeze.checkpoints import Weights, open_weights
+from neurofreeze.errors import MaskError, ModelError
+from neurofreeze.files import write_atomically
+from neurofreeze.mask import NeuronMask
+from neurofreeze.neurons import NeuronMap, Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+@dataclass(frozen=True)
+class ParameterCheck:
+    """One parameter in both checkpoints: element counts, and digests of its frozen elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    frozen: int
+    changed: int
+    trainable: int
+    trainable_changed: int
+    base_digest: str
+    tuned_digest: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of `verify`: `frozen` elements in all, of which `changed` differ in at least one bit."""
+
+    base: str
+    tuned: str
+    mask: str
+    frozen: int
+    changed: int
+    trainable: int
+    trainable_changed: int
+    base_fingerprint: str
+    tuned_fingerprint: str
+    parameters: list[ParameterCheck] = field(repr=False)
+    only_in_one: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """True if no frozen bit differs."""
+        return self.changed == 0
+
+    @property
+    def broken(self) -> list[ParameterCheck]:
+        """The parameters with changed frozen elements."""
+        return [check for check in self.parameters if check.changed]
+
+    def save(self, path: Path) -> None:
+        """Write verification.json."""
+        content: dict[str, Any] = {"ok": self.ok, **asdict(self)}
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+    def __str__(self) -> str:
+        verdict = "intact" if self.ok else f"{self.changed:,} CHANGED in {len(self.broken)} parameters"
+        return (
+            f"{self.frozen:,} frozen elements: {verdict}; "
+            f"{self.trainable_changed:,} of {self.trainable:,} trainable elements changed"
+        )
+
+
+def verify(
+    base: str | Path, tuned: str | Path, mask: NeuronMask | str | Path, progress: Callable[[], None] | None = None
+) -> Verification:
+    """Compare two checkpoints element by element, bit by bit, streaming one parameter at a time.
+
+    Both folders hold ordinary Hugging Face checkpoints (safetensors, sharded or not). Where precisions differ, both
+    are widened to float32 first, which is exact; a frozen element that lost bits to a narrower format counts as
+    changed. -0.0 and 0.0 differ.
+
+    Args:
+        base: the checkpoint before fine-tuning.
+        tuned: the checkpoint after it.
+        mask: the neurons that should be the same in both.
+        progress: called once per parameter compared.
+
+    Raises:
+        MaskError: if the mask does not fit the checkpoint, or chooses no neuron.
+        ModelError: if a checkpoint is unreadable, lacks a masked parameter, or has it in another shape.
+    """
+    if not isinstance(mask, NeuronMask):
+        mask = NeuronMask.from_pretrained(mask)
+    neuron_map = NeuronMap.of(_config(base), mask.config.granularity)  # type: ignore[arg-type]
+    selections = mask.select(neuron_map)
+    if not selections:
+        raise MaskError("the mask chooses no neuron, so there is nothing to verify")
+    with open_weights(base) as before, open_weights(tuned) as after:
+        for name in selections:
+            for folder, weights in ((base, before), (tuned, after)):
+                if name not in weights:
+                    raise ModelError(f"{folder} has no parameter {name}, which the mask freezes")
+        checks = []
+        for name in before:
+            if name in after:
+                checks.append(_compare(name, before, after, selections.get(name)))
+                if progress is not None:
+                    progress()
+        only_in_one = sorted(set(before) ^ set(after))
+
+    return Verification(
+        base=str(base),
+        tuned=str(tuned),
+        mask=mask.digest,
+        frozen=sum(check.frozen for check in checks),
+        changed=sum(check.changed for check in checks),
+        trainable=sum(check.trainable for check in checks),
+        trainable_changed=sum(check.trainable_changed for check in checks),
+        base_fingerprint=_total(check.base_digest for check in checks),
+        tuned_fingerprint=_total(check.tuned_digest for check in checks),
+        parameters=checks,
+        only_in_one=only_in_one,
+    )
+
+
+def _config(folder: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(f"no config.json in {folder}; expected a checkpoint folder")
+    return AutoConfig.from_pretrained(folder)
+
+
+def _compare(name: str, before: Weights, after: Weights, selection: Selection | None) -> ParameterCheck:
+    old, new = before[name], after[name]
+    if old.shape != new.shape:
+        raise ModelError(f"{name} has shape {tuple(old.shape)} in one checkpoint and {tuple(new.shape)} in the other")
+    differs = _differs(old, new)
+    frozen = changed = 0
+    digests = ("", "")
+    if selection is not None:
+        import torch
+
+        index = torch.from_numpy(selection.index)
+        rows = differs.index_select(selection.axis, index)
+        frozen, changed = rows.numel(), int(rows.sum())
+        digests = (_digest(name, old, selection.axis, index), _digest(name, new, selection.axis, index))
+    return ParameterCheck(
+        name=name,
+        shape=tuple(old.shape),
+        frozen=frozen,
+        changed=changed,
+        trainable=differs.numel() - frozen,
+        trainable_changed=int(differs.sum()) - changed,
+        base_digest=digests[0],
+        tuned_digest=digests[1],
+    )
+
+
+def _differs(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if old.dtype != new.dtype:
+        wide = torch.float64 if torch.float64 in (old.dtype, new.dtype) else torch.float32
+        old, new = old.to(wide), new.to(wide)
+    return old.view(bits[old.element_size()]) != new.view(bits[new.element_size()])
+
+
+def _digest(name: str, tensor: torch.Tensor, axis: int, index: torch.Tensor) -> str:
+    from neurofreeze import fingerprint
+    from neurofreeze.geometry import whole
+
+    shape = tuple(tensor.shape)
+    return fingerprint.text(fingerprint.digest(name, shape, whole(shape), axis, index, tensor.reshape(-1)))
+
+
+def _total(digests: Any) -> str:
+    from neurofreeze import fingerprint
+
+    return fingerprint.text(sum(int(digest, 16) for digest in digests if digest))
+
+
+def weights_fingerprint(folder: str | Path, mask: NeuronMask) -> str:
+    """Fingerprint of the chosen elements in a checkpoint: what `Freezer.fingerprint` is on the loaded model."""
+    import torch
+
+    neuron_map = NeuronMap.of(_config(folder), mask.config.granularity)  # type: ignore[arg-type]
+    with open_weights(folder) as weights:
+        return _total(
+            _digest(name, weights[name], axis, torch.from_numpy(index))
+            for name, (axis, index) in mask.select(neuron_map).items()
+        )
