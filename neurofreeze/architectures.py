@@ -1,4 +1,4 @@
-"""What transformers' tensor-parallel plans leave unsaid: plans for models without one, and how fused projections are laid out."""
+"""What transformers' tensor-parallel plans leave unsaid: models without one, and the layout of fused projections."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Weights:
         return iter(self._files)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
+        return self._files[name].get_tensor(name)
 
 
 @contextmanager

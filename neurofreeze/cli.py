@@ -79,7 +79,7 @@ def _explain(error: Exception) -> int:
         return _fail(str(error), 1)
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
         return _fail(_setting_error(error), 2)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left on device" in str(error):
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
         return _fail("no space left on the disk; free some and run the same command again, it goes on from here", 1)
     lines = str(error).strip().splitlines() or [""]
     return _fail(f"unexpected {type(error).__name__}: {lines[0]} (--debug shows where)", 1)

@@ -19,11 +19,11 @@ def gather(value: T) -> list[T]:
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
+    return values  # type: ignore[return-value]  # filled by now
 
 
 def rank() -> int:
-    """This process's rank, 0 when there is only one process."""
+    """The rank of this process, 0 when there is only one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from neurofreeze import fingerprint
-from neurofreeze.distributed import all_or_none, require_equal
+from neurofreeze.distributed import all_or_none, rank, require_equal
 from neurofreeze.engines import Engine, Shard, recognise
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.geometry import Block, local_index
@@ -97,8 +98,11 @@ class Freezer:
         return found
 
     def summary(self) -> FreezeSummary:
-        """What is frozen and what trains, site by site; printing it shows a table."""
-        return FreezeSummary.of(self._map, self.mask)
+        """Print what is frozen and what trains, site by site (on rank 0), and return it."""
+        found = FreezeSummary.of(self._map, self.mask)
+        if rank() == 0:
+            Console().print(found)
+        return found
 
     def mask_gradients(self) -> None:
         """Zero the gradients of frozen elements now. Needed only by code that assigns `p.grad` itself."""

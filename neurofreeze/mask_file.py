@@ -98,8 +98,10 @@ def _config(path: Path) -> MaskConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MaskError(f"{path} cannot be read ({error.strerror}); expected a folder written by save_pretrained") from error
-    except ValueError as error:
+        raise MaskError(
+            f"{path} cannot be read ({error.strerror}); expected a folder written by save_pretrained"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise MaskError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise MaskError(f"{path} holds a {type(raw).__name__}, expected an object")
@@ -115,6 +117,10 @@ def _config(path: Path) -> MaskConfig:
         if not isinstance(value, _TYPES[name]):
             wanted = " or ".join(kind.__name__ for kind in _TYPES[name])
             raise MaskError(f"field '{name}': found {type(value).__name__}, expected {wanted}, in {path}")
+    if raw["granularity"] not in ("head", "channel"):
+        raise MaskError(f"field 'granularity': found {raw['granularity']!r}, expected 'head' or 'channel', in {path}")
+    if not raw["neurons"]:
+        raise MaskError(f"field 'neurons': names no site, in {path}")
     for site, neurons in raw["neurons"].items():
         if type(neurons) is not int or neurons < 1:
             raise MaskError(f"field 'neurons.{site}': found {neurons!r}, expected a positive whole number, in {path}")
@@ -128,7 +134,8 @@ def _tensors(path: Path, config: MaskConfig) -> tuple[dict[str, Any], dict[str, 
 
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
+        # The last two are what NumPy answers to a dtype it does not have, such as bfloat16.
         raise MaskError(f"{path} is not a readable safetensors file: {error}") from error
     packed = {name: t for name, t in tensors.items() if not name.endswith(".scores")}
     scores = {name.removesuffix(".scores"): t for name, t in tensors.items() if name.endswith(".scores")}

@@ -30,7 +30,7 @@ class Selection(NamedTuple):
     """Rows (axis 0) or columns (axis 1) of one parameter: `index` is sorted, unique, int64."""
 
     axis: int
-    index: IndexArray
+    index: IndexArray  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,9 @@ def _check_members(neuron_map: NeuronMap) -> None:
         if axes.setdefault(member.parameter, member.axis) != member.axis:
             raise ArchitectureError(f"{member.parameter} would hold both row neurons and column neurons")
         if member.axis >= len(shape) or member.index.min() < 0 or member.index.max() >= shape[member.axis]:
-            raise ArchitectureError(f"{member.parameter} of shape {shape} is too small for axis {member.axis} of the map")
+            raise ArchitectureError(
+                f"{member.parameter} of shape {shape} is too small for axis {member.axis} of the map"
+            )
 
 
 class _Reader:
@@ -284,10 +286,7 @@ class _Reader:
             )
         # [q, k or v; neuron; width] -> row of the fused matrix
         parts = np.arange(3 * channels)
-        if layout == "blocks":
-            fused = parts.reshape(3, heads, dim)
-        else:
-            fused = parts.reshape(heads, 3, dim).transpose(1, 0, 2)
+        fused = parts.reshape(3, heads, dim) if layout == "blocks" else parts.reshape(heads, 3, dim).swapaxes(0, 1)
         if self.granularity == "head":
             index = fused.transpose(1, 0, 2).reshape(heads, 3 * dim)
         else:
@@ -328,5 +327,9 @@ def _on_meta(config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise ArchitectureError(
-            f"architecture {config.model_type!r} has no causal language model in transformers: {error}"
+            f"architecture {config.model_type!r} has no causal language model in transformers: {_first_line(error)}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

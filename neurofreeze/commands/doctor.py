@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "trl", "deepspeed", "safeten
 
 def main(overrides: Sequence[str]) -> int:
     """Print the map; nothing is downloaded but the model itself, nothing is written."""
-    return compose("doctor", overrides, _doctor)
+    return compose("doctor", overrides, _doctor, needs_folder=False)
 
 
 def _doctor(config: Config, folder: Path, _: str) -> int:

@@ -18,15 +18,24 @@ from neurofreeze.console import quiet
 
 
 def compose(
-    command: str, overrides: Sequence[str], task: Callable[[Any, Path, str], int], config_name: str = "config"
+    command: str,
+    overrides: Sequence[str],
+    task: Callable[[Any, Path, str], int],
+    config_name: str = "config",
+    *,
+    needs_folder: bool = True,
 ) -> int:
     """Compose the settings and call `task(settings, run folder, settings as YAML)`; returns its exit code.
+
+    Hydra creates the run folder; a command that needs none gets the current one.
 
     Raises:
         ConfigError: if a value is out of range.
         HydraException, OmegaConfBaseException: if a key is unknown or a value of the wrong type.
     """
     quiet()
+    if not needs_folder:
+        overrides = ["hydra.run.dir=.", *overrides]
     store = ConfigStore.instance()
     store.store("schema", Config)
     store.store("verify_schema", VerifyConfig)

@@ -16,7 +16,8 @@ FILE = "verification.json"
 
 def main(overrides: Sequence[str]) -> int:
     """Exit code 0 if every frozen bit is the same, 1 if not, naming each changed parameter."""
-    return compose("verify", overrides, _verify, "verify")
+    explicit = any(override.startswith("base=") for override in overrides)
+    return compose("verify", overrides, _verify, "verify", needs_folder=not explicit)
 
 
 def _verify(config: VerifyConfig, folder: Path, _: str) -> int:
@@ -25,7 +26,9 @@ def _verify(config: VerifyConfig, folder: Path, _: str) -> int:
         return _compare(config.base, config.tuned, config.mask, output)
     arms = [arm for arm in ("random", "safety") if (folder / "arms" / arm).is_dir()]
     if not arms:
-        raise RunError(f"{folder} has no trained arm to verify; run `neurofreeze train` first, or give base=, tuned=, mask=")
+        raise RunError(
+            f"{folder} has no trained arm to verify; run `neurofreeze train` first, or give base=, tuned=, mask="
+        )
     codes = []
     for arm in arms:
         tuned = folder / "arms" / arm

@@ -158,5 +158,8 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         given = [f.name for f in fields(self) if f.name in ("base", "tuned", "mask") and getattr(self, f.name)]
         _check(
-            len(given) in (0, 3), "verify", ", ".join(given), "base=, tuned= and mask= together, or none of them (run folder)"
+            len(given) in (0, 3),
+            "verify",
+            ", ".join(given),
+            "base=, tuned= and mask= together, or none of them (run folder)",
         )

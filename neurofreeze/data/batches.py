@@ -32,9 +32,7 @@ class Batch(NamedTuple):
 
 def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
     """Token ids of the conversation up to where the answer begins."""
-    return tokenizer.apply_chat_template(  # type: ignore[no-any-return]
-        example.messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    return tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
 def batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from neurofreeze import hub
 from neurofreeze.data import bundled
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import DataError
@@ -45,7 +46,7 @@ def read(source: str, *, responses: bool = True, limit: int | None = None) -> li
 
 
 def _rows(source: str) -> Any:
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
     path = Path(source)
@@ -59,12 +60,31 @@ def _rows(source: str) -> Any:
             found = "no such file" if reader else "neither a file of a known kind nor a hub data set id"
             raise DataError(f"{source}: {found}; expected {', '.join(_READERS)}, a hub id, or {bundled.PREFIX}...")
         name, _, split = source.partition(":")
-        return load_dataset(name, split=split or "train")
+        return _from_hub(name, split or "train")
     except DataError:
         raise
     except (DatasetGenerationError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise DataError(f"{source} cannot be read: {reason}") from error
+
+
+def _from_hub(name: str, split: str) -> Any:
+    import datasets
+
+    # Without the hub only the local cache is asked; the client would retry for half a minute first.
+    configured, unreachable = datasets.config.HF_HUB_OFFLINE, not hub.reachable()
+    datasets.config.HF_HUB_OFFLINE = configured or unreachable
+    try:
+        return datasets.load_dataset(name, split=split)
+    except ConnectionError as error:
+        if not unreachable:
+            raise
+        raise DataError(
+            f"no data set {name!r}: not a file here, not in the data set cache, and the hub cannot be reached; expected "
+            f"a {', '.join(_READERS)} file, a hub id, or {bundled.PREFIX}..."
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = configured
 
 
 def _example(row: dict[str, Any], source: str, number: int) -> Example:

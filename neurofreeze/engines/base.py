@@ -1,4 +1,4 @@
-"""What an engine tells the freezer: where this rank's parts of parameters, gradients and moments are. It decides nothing."""
+"""What an engine tells the freezer: where this rank's parameters, gradients and moments are. It decides nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Engine(Protocol):
     name: str
 
     def shards(self, names: Collection[str]) -> Sequence[Shard]:
-        """This rank's shards of the named parameters.
+        """The shards that this rank holds of the named parameters.
 
         Raises:
             FreezeError: if a parameter is missing, in no optimizer, or not where the engine can reach it.

@@ -57,7 +57,9 @@ class PlainEngine:
         stepped = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         for name in names:
             if name not in parameters:
-                raise FreezeError(f"{name} is in the mask but not in the model, whose parameters are {_some(parameters)}")
+                raise FreezeError(
+                    f"{name} is in the mask but not in the model, whose parameters are {_some(parameters)}"
+                )
             if parameters[name].is_meta:
                 raise FreezeError(f"{name} has no storage yet (device meta); freeze after the weights are loaded")
             if id(parameters[name]) not in stepped:
@@ -70,7 +72,9 @@ class PlainEngine:
 
 def _flat(what: str, tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_contiguous():
-        raise FreezeError(f"{what} is not contiguous (strides {tensor.stride()}); call .contiguous() on it before freezing")
+        raise FreezeError(
+            f"{what} is not contiguous (strides {tensor.stride()}); call .contiguous() on it before freezing"
+        )
     return tensor.view(-1)
 
 

@@ -51,8 +51,12 @@ def is_degenerate(completion: str) -> bool:
 def _greedy(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
     from transformers import GenerationConfig
 
+    # What is left unset comes from the checkpoint's generation_config.json, and some have a repetition penalty there.
     return GenerationConfig(
         do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         max_new_tokens=max_new_tokens,
         eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

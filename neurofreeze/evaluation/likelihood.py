@@ -22,7 +22,7 @@ def refusal_margins(
     batch_size: int,
     progress: Callable[[], None] | None = None,
 ) -> list[float]:
-    """log P(refusing opening | prompt) - log P(complying opening | prompt) for each prompt, in nats.
+    """Log P(refusing opening | prompt) - log P(complying opening | prompt) for each prompt, in nats.
 
     Each side is the mean over its openings (REFUSING, COMPLYING) of the summed log-probabilities of their tokens.
     """

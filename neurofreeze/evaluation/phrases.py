@@ -1,4 +1,4 @@
-"""Named, versioned lists of phrases by which a completion counts as a refusal. Lists are not comparable with each other."""
+"""Named, versioned phrase lists by which a completion counts as a refusal. Two lists are not comparable."""
 
 from __future__ import annotations
 

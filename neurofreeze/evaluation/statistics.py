@@ -29,7 +29,7 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """count / total."""
+        """Count / total."""
         return self.count / self.total
 
     def __str__(self) -> str:

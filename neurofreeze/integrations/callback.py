@@ -15,7 +15,7 @@ from neurofreeze.mask import NeuronMask
 _VERIFIED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
-class FreezeCallback(TrainerCallback):  # type: ignore[misc]
+class FreezeCallback(TrainerCallback):
     """Freezes the mask's neurons from the first step, and checks them at every save and at the end.
 
     Args:
@@ -49,7 +49,9 @@ class FreezeCallback(TrainerCallback):  # type: ignore[misc]
         """Check what was just saved."""
         self._attached().check()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Check a last time and let go of the model."""
         self._attached().detach()
 

@@ -61,7 +61,9 @@ def resolve(model: str, revision: str | None = None) -> ModelSource:
     if named is not None:
         return _named(named, revision)
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
-        raise ModelError(f"no folder {model}; expected a checkpoint folder, a hub repository id, or one of {list(NAMED)}")
+        raise ModelError(
+            f"no folder {model}; expected a checkpoint folder, a hub repository id, or one of {list(NAMED)}"
+        )
     folder = _cached(model, revision) or _download(model, revision)
     return ModelSource(folder, f"hub, {model}" + (f" at {revision}" if revision else ""))
 

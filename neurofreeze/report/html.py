@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from neurofreeze.files import write_atomically
 from neurofreeze.report import figures
+from neurofreeze.report.content import Content, Site
 from neurofreeze.report.formatting import fraction
 from neurofreeze.report.layers import Count, by_group, by_layer
 from neurofreeze.report.palette import FROZEN, PALE, arm_colours
 from neurofreeze.report.templates import render
 from neurofreeze.report.verdict import verdict
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from neurofreeze.report.content import Content, Site
 
 MEANINGS = {
     "ESU": "exclusive safety units",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from neurofreeze.report.content import GROUPS, Site
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 KINDS = ("mlp", "attention")
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from neurofreeze.report.content import Arm
+from neurofreeze.report.content import Arm
 
 INK, MUTED, GRID = "#1f2933", "#52606d", "#d9dee4"
 

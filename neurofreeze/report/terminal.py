@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from neurofreeze.report.content import Arm, Content
 from neurofreeze.report.formatting import fraction, half_width, number, p_value, rate_interval, share
-
-if TYPE_CHECKING:
-    from neurofreeze.report.content import Arm, Content
 
 
 def arms_table(content: Content) -> Table:

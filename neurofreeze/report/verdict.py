@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from neurofreeze.evaluation.statistics import PairedTest
+from neurofreeze.report.content import Arm, Content
 from neurofreeze.report.formatting import listed, number, p_value
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from neurofreeze.report.content import Arm, Content
 
 ALIGNED = "aligned"  # the starting point
 CONTROLS = ("none", "random")  # what a method is held against

@@ -62,19 +62,24 @@ class Datasets:
         return {role: digest(getattr(self, role)) for role in roles}
 
 
+def holdout_source(config: DataConfig) -> str | None:
+    """Where the held-out domain examples come from; None if they are split off from `train`."""
+    if config.holdout is None and config.train.startswith(PREFIX):
+        return f"{config.train.partition('/')[0]}/evaluation"
+    return config.holdout
+
+
 def _train_and_holdout(config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:
     train = read(config.train)
-    if config.holdout is not None:
-        return train, read(config.holdout)
-    if config.train.startswith(PREFIX):
-        return train, read(f"{config.train.partition('/')[0]}/evaluation")
-    if len(train) < _HOLDOUT_SHARE:
-        raise DataError(
-            f"{config.train} has {len(train)} rows, too few to hold a tenth of them out; pass data.holdout=FILE"
-        )
-    order = list(range(len(train)))
-    random.Random(seed).shuffle(order)
-    held = set(order[: len(train) // _HOLDOUT_SHARE])
+    if source := holdout_source(config):
+        return train, read(source)
     # Equal prompts stay on one side, or the holdout would not be disjoint from training.
-    keys = {train[index].key for index in held}
-    return [e for e in train if e.key not in keys], [e for e in train if e.key in keys]
+    keys = list(dict.fromkeys(example.key for example in train))
+    if len(keys) < _HOLDOUT_SHARE:
+        raise DataError(
+            f"{config.train} has {len(keys)} different prompts, too few to hold a tenth of them out; pass "
+            "data.holdout=FILE"
+        )
+    random.Random(seed).shuffle(keys)
+    held = set(keys[: len(keys) // _HOLDOUT_SHARE])
+    return [e for e in train if e.key not in held], [e for e in train if e.key in held]

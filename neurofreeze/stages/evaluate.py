@@ -23,6 +23,7 @@ def run(run: Run, name: str) -> None:
     of = run.align_settings() if name == START else run.train_settings(name)
     settings = {
         "model": settings_digest(of),
+        "aligned": run.start == run.aligned,
         "evaluation": asdict(c.evaluation),
         "max_length": c.training.max_length,
         "data": run.data.digests("harmful", "lookalikes", "holdout", "general"),

@@ -48,7 +48,7 @@ class RunFolder:
             marker = None
         if marker is not None and marker["settings"] == settings:
             say(f"{stage}: complete, reused")
-            return marker["result"]  # type: ignore[no-any-return]
+            return marker["result"]
         if marker is not None and not self.overwrite:
             raise RunError(
                 f"{self.path} already holds {stage} with other settings ({_difference(marker['settings'], settings)}); "
@@ -93,8 +93,8 @@ class RunFolder:
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise RunError(
-                f"this run needs about {needed / 1e9:.1f} GB in {self.path}, but {free / 1e9:.1f} GB are free; free some "
-                "space, or put the run elsewhere with hydra.run.dir=FOLDER"
+                f"this run needs about {needed / 1e9:.1f} GB in {self.path}, but {free / 1e9:.1f} GB are free; "
+                "free some space, or put the run elsewhere with hydra.run.dir=FOLDER"
             )
 
     def _path(self, stage: str) -> Path:
@@ -107,7 +107,9 @@ class RunFolder:
             return None
         except ValueError as error:
             raise RunError(f"{self._path(stage)} is not JSON ({error}); delete it to redo the stage") from error
-        return content  # type: ignore[no-any-return]
+        if not isinstance(content, dict) or not {"settings", "result"} <= content.keys():
+            raise RunError(f"{self._path(stage)} has no settings and result; delete it to redo the stage")
+        return content
 
 
 def settings_digest(settings: dict[str, Any]) -> str:

@@ -19,14 +19,15 @@ from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Mea
 from neurofreeze.report.html import write_report
 from neurofreeze.stages import evaluate
 from neurofreeze.stages.context import Run
+from neurofreeze.stages.datasets import holdout_source
 from neurofreeze.stages.select import GROUPS_FILE
 from neurofreeze.summary import FreezeSummary
 
 FILE = "report.html"
 LABELS = {
     "none": "no freezing",
-    "random": "random neurons, same number",
-    "safety": "safety neurons frozen",
+    "random": "random, same number",
+    "safety": "safety neurons",
 }
 
 
@@ -107,16 +108,17 @@ def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Compari
     order = sorted(arms, key=("safety", "random", "none").index)
     return [
         Comparison(first, second, what, PairedTest.of(getattr(outcomes[first], key), getattr(outcomes[second], key)))
-        for key, what in (("refused", "refusals of harmful requests"), ("over_refused", "refusals of benign look-alikes"))
+        for key, what in (
+            ("refused", "refusals of harmful requests"),
+            ("over_refused", "refusals of benign look-alikes"),
+        )
         for first, second in combinations(order, 2)
     ]
 
 
 def _source(run: Run, role: str) -> str:
-    value = getattr(run.config.data, role)
-    if role == "holdout" and value is None:
-        return f"held out from {run.config.data.train}"
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    value = holdout_source(run.config.data) if role == "holdout" else getattr(run.config.data, role)
+    return ", ".join(value) if isinstance(value, list) else value or f"held out from {run.config.data.train}"
 
 
 def _notes(run: Run, align: dict[str, Any]) -> list[str]:

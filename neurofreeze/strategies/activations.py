@@ -39,7 +39,8 @@ def watch_inputs(
     def hook(site: Site) -> Callable[..., None]:
         def forward_pre_hook(_: Any, args: tuple[torch.Tensor, ...]) -> None:
             assert attention is not None
-            update(site, args[0][attention])
+            # Flat first: OPT's MLP already gets its tokens as [rows * length, channels].
+            update(site, args[0].flatten(0, -2)[attention.flatten()])
 
         return forward_pre_hook
 

@@ -13,7 +13,10 @@ from neurofreeze.strategies.scores import NeuronScores
 class Strategy(Protocol):
     """A way to score neurons on one calibration set."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The strategy's name in STRATEGIES."""
+        ...
 
     def score(
         self, model: Any, neuron_map: NeuronMap, batches: Iterable[Batch], progress: Callable[[], None] | None = None

@@ -74,8 +74,7 @@ class RunningVariance:
         count = len(tokens)
         if count == 0:
             return
-        variance, mean = torch.var_mean(tokens.float(), dim=0, correction=0)
-        variance, mean = variance.double(), mean.double()
+        variance, mean = torch.var_mean(tokens.double(), dim=0, correction=0)
         delta = mean - self.mean
         total = self.count + count
         self.squares = self.squares + variance * count + delta**2 * (self.count * count / total)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback
 
 
-class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+class MetricsCallback(TrainerCallback):
     """Hands on logs and the step count."""
 
     def __init__(
@@ -39,7 +39,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             self.log({"global_step": state.global_step, **logs})
 
 
-class InterruptCallback(TrainerCallback):  # type: ignore[misc]
+class InterruptCallback(TrainerCallback):
     """Within its `with` block, the first Ctrl-C saves a checkpoint at the end of the step; the second stops at once."""
 
     def __init__(self) -> None:

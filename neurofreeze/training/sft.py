@@ -98,7 +98,7 @@ def fine_tune(
     return TrainingResult(losses, seconds, fingerprint)
 
 
-class _SFTTrainer(SFTTrainer):  # type: ignore[misc]
+class _SFTTrainer(SFTTrainer):
     """SFTTrainer with the model's own loss where there is no GPU.
 
     TRL's chunked log-probability head saves GPU memory; its CPU fallback takes more than half of a small model's step.

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+from neurofreeze.evaluation.statistics import Rate
+from neurofreeze.report.content import Arm
 from neurofreeze.report.figures.canvas import describe, new_axes, to_png
 from neurofreeze.report.formatting import fraction
 from neurofreeze.report.palette import GRID, INK, MUTED, arm_colours
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from neurofreeze.evaluation.statistics import Rate
-    from neurofreeze.report.content import Arm
 
 
 def rate_bars(title: str, arms: Sequence[Arm], rates: Mapping[str, Rate]) -> bytes:

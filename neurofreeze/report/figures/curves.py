@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from neurofreeze.report.content import Arm
 from neurofreeze.report.figures.canvas import describe, new_axes, to_png
 from neurofreeze.report.palette import GRID, arm_colours
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from neurofreeze.report.content import Arm
 
 _DASHES: tuple[object, ...] = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,6 @@ from matplotlib.colors import to_rgb
 from neurofreeze.report.content import GROUPS, Site
 from neurofreeze.report.figures.canvas import describe, new_axes, to_png
 from neurofreeze.report.palette import FROZEN, PALE
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ORDERED_UP_TO = 64  # neurons a site; more are sorted by group, since single ones could not be seen anyway
 WIDEST = 1000  # columns: about as many as the picture has pixels across
@@ -39,9 +36,7 @@ def heat_map(title: str, sites: Sequence[Site], width: float) -> bytes:
         aspect="auto", interpolation="nearest", extent=(0, most, rows, 0),
     )  # fmt: skip
     if most <= ORDERED_UP_TO:
-        axes.set_xticks(
-            [place + 0.5 for place in range(0, most, -(-most // 10))], range(0, most, -(-most // 10))
-        )
+        axes.set_xticks([place + 0.5 for place in range(0, most, -(-most // 10))], range(0, most, -(-most // 10)))
         axes.vlines(range(1, most), 0, rows, color="white", linewidth=0.8)
     if rows <= ORDERED_UP_TO:
         axes.hlines(range(1, rows), 0, most, color="white", linewidth=0.4)

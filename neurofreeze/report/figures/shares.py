@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from matplotlib.ticker import MaxNLocator
 
@@ -10,9 +10,6 @@ from neurofreeze.report.figures.canvas import describe, new_axes, to_png
 from neurofreeze.report.layers import KINDS, Count
 from neurofreeze.report.palette import GRID
 from neurofreeze.report.palette import KINDS as COLOURS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _NAMES = {"mlp": "MLP neurons", "attention": "attention neurons"}
 
@@ -32,8 +29,6 @@ def frozen_shares(layers: Mapping[int, Mapping[str, Count]]) -> bytes:
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
-    axes.legend(
-        fontsize=9, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2
-    )
+    axes.legend(fontsize=9, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     describe(axes, "Frozen share per layer", "layer", "% of the layer's neurons")
     return to_png(axes)
