@@ -29,6 +29,10 @@ class Weights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, from the file's header."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._files[name].get_tensor(name)
 
@@ -62,9 +66,10 @@ def _shards(folder: Path) -> list[Path]:
     try:
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
+        outside = any(Path(name).name != name for name in names)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{folder / INDEX} is not a safetensors index: {error!r}") from error
-    if any(Path(name).name != name for name in names):
+    if outside:
         raise ModelError(f"{folder / INDEX} names files outside its folder")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

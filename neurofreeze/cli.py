@@ -8,8 +8,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 from neurofreeze._version import __version__
 from neurofreeze.errors import ConfigError, NeuroFreezeError
@@ -23,6 +24,9 @@ COMMANDS = {
     "report": "write report.html from what the other stages left",
     "doctor": "show a model's neurons and this installation",
 }
+
+# Hydra's options that are followed by a word.
+HYDRA_FLAGS = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn"}
 
 USAGE = """usage: neurofreeze COMMAND [key=value ...] [--debug]
 
@@ -59,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, overrides = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _fail(f"no command {command!r}{_suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
-    for override in overrides:
-        if not override.startswith("-") and "=" not in override and not override.startswith("~"):
+    for previous, override in zip(["", *overrides], overrides, strict=False):
+        flag_or_deletion = override.startswith(("-", "~")) or previous in HYDRA_FLAGS
+        if not flag_or_deletion and "=" not in override:
             return _fail(f"{override!r} is not a setting; expected key=value. neurofreeze --help shows some", 2)
     try:
         return int(import_module(f"neurofreeze.commands.{command}").main(overrides))
@@ -69,38 +74,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _explain(error)
+        return _explain(error, command)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception, command: str) -> int:
     if isinstance(error, ConfigError):
         return _fail(str(error), 2)
     if isinstance(error, NeuroFreezeError):
         return _fail(str(error), 1)
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
-        return _fail(_setting_error(error), 2)
+        return _fail(_setting_error(error, command), 2)
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
         return _fail("no space left on the disk; free some and run the same command again, it goes on from here", 1)
     lines = str(error).strip().splitlines() or [""]
     return _fail(f"unexpected {type(error).__name__}: {lines[0]} (--debug shows where)", 1)
 
 
-def _setting_error(error: Exception) -> str:
-    from dataclasses import fields
+def _setting_error(error: Exception, command: str) -> str:
+    from neurofreeze.config.schema import Config, VerifyConfig
 
-    from neurofreeze.config.schema import Config
-
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join(f"{error} {cause}".split())
-    if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", text):
+    message, cause = (" ".join(str(found or "").split()) for found in (error, error.__cause__))
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", f"{message} {cause}"):
         key = unknown[1] or unknown[2]
-        names = [field.name for field in fields(Config)]
-        return f"unknown setting {key!r}{_suggest(key, names)}; expected one of {', '.join(names)} or a key below them"
-    if wrong := re.search(r"(Value '.*?' of type '.*?' could not be converted to \w+).*?full_key: (\S+)", text):
-        return f"{wrong[2]}: {wrong[1]}"
-    return " ".join(str(error).split())
+        names = list(_settings(VerifyConfig() if command == "verify" else Config()))
+        top = ", ".join(name for name in names if "." not in name)
+        return f"unknown setting {key!r}{_suggest(key, names)}; expected one of {top} or a key below them"
+    reason, found, rest = cause.partition(" full_key: ")
+    if found:
+        return f"{rest.split()[0]}: {reason}"
+    override = getattr(error, "override", None)  # of a text that Hydra cannot parse
+    return f"{override}: {message}" if override else message
+
+
+def _settings(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a config dataclass, dotted."""
+    from dataclasses import fields, is_dataclass
+
+    for field in fields(config):
+        yield f"{prefix}{field.name}"
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _settings(value, f"{prefix}{field.name}.")
 
 
 def _suggest(found: str, known: object) -> str:

@@ -41,27 +41,26 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         FreezeError: if freezing cannot be guaranteed: a parameter is missing or in no optimizer, or the engine is
             not supported. Raised on every rank.
     """
-    if mask is None:
-        raise MaskError("freeze() was given no mask; pass mask=NeuronMask...")
     with all_or_none("freeze"):
+        given = _given(mask)
         engine = recognise(model, optimizer)
-        neuron_map = NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
-        mask.check(neuron_map)
-        if mask.count == 0:
+        neuron_map = NeuronMap.of(model, given.config.granularity)  # type: ignore[arg-type]
+        given.check(neuron_map)
+        if given.count == 0:
             raise MaskError("the mask chooses no neuron, so nothing would be frozen; train without freezing instead")
-        if mask.count == mask.total:
+        if given.count == given.total:
             warnings.warn(
-                f"the mask freezes all {mask.total:,} neurons; only embeddings, norms and lm_head can train",
+                f"the mask freezes all {given.total:,} neurons; only embeddings, norms and lm_head can train",
                 NeuroFreezeWarning,
                 stacklevel=2,
             )
         pieces = [
             _Piece(shard, block, selection.axis, torch.from_numpy(local_index(selection, block)))
-            for shard, selection in _with_selections(engine, mask, neuron_map)
+            for shard, selection in _with_selections(engine, given, neuron_map)
             for block in shard.blocks
         ]
-    require_equal("the mask", mask.digest)
-    return Freezer(engine, neuron_map, mask, pieces)
+    require_equal("the mask", given.digest)
+    return Freezer(engine, neuron_map, given, pieces)
 
 
 class Freezer:
@@ -224,6 +223,12 @@ class _Piece:
             self.index = self.index.to(flat.device)
         block = self.block
         return flat[block.offset : block.offset + block.rows * block.cols].view(block.rows, block.cols)
+
+
+def _given(mask: NeuronMask | None) -> NeuronMask:
+    if mask is None:
+        raise MaskError("freeze() was given no mask; pass mask=NeuronMask...")
+    return mask
 
 
 def _with_selections(engine: Engine, mask: NeuronMask, neuron_map: NeuronMap) -> Iterator[tuple[Shard, Selection]]:

@@ -126,6 +126,7 @@ class NeuronMap:
         h = hashlib.sha256(f"{self.model_type} {self.granularity}".encode())
         for member in self.members():
             h.update(f"{member.parameter} {self.shapes[member.parameter]} {member.axis} {member.index.shape}".encode())
+            h.update(member.index.astype("<i8").tobytes())
         return h.hexdigest()
 
     def members(self) -> Iterator[Member]:

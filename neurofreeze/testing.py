@@ -14,6 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 _TIMEOUT = timedelta(seconds=120)
+# Characters of a traceback. Nobody reads the pipe before the ranks end, and it holds 64 KiB.
+_LONGEST = 6000
 
 
 def run_distributed_test(
@@ -67,7 +69,7 @@ def _worker(
     try:
         function(*args)
     except BaseException:
-        errors.put(f"rank {rank}:\n{traceback.format_exc()}")
+        errors.put(f"rank {rank}:\n{traceback.format_exc()[-_LONGEST:]}")
         raise SystemExit(1) from None
     finally:
         dist.destroy_process_group()

@@ -14,7 +14,7 @@ from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -98,10 +98,8 @@ def verify(
     if not selections:
         raise MaskError("the mask chooses no neuron, so there is nothing to verify")
     with open_weights(base) as before, open_weights(tuned) as after:
-        for name in selections:
-            for folder, weights in ((base, before), (tuned, after)):
-                if name not in weights:
-                    raise ModelError(f"{folder} has no parameter {name}, which the mask freezes")
+        for folder, weights in ((base, before), (tuned, after)):
+            _require(weights, folder, selections, neuron_map)
         checks = []
         for name in before:
             if name in after:
@@ -131,6 +129,17 @@ def _config(folder: str | Path) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"no config.json in {folder}; expected a checkpoint folder")
     return AutoConfig.from_pretrained(folder)
+
+
+def _require(weights: Weights, folder: str | Path, names: Iterable[str], neuron_map: NeuronMap) -> None:
+    for name in names:
+        if name not in weights:
+            raise ModelError(f"{folder} has no parameter {name}, which the mask freezes")
+        if weights.shape(name) != neuron_map.shapes[name]:
+            raise ModelError(
+                f"{name} has shape {weights.shape(name)} in {folder}, expected {neuron_map.shapes[name]}, as the config "
+                "of the base says"
+            )
 
 
 def _compare(name: str, before: Weights, after: Weights, selection: Selection | None) -> ParameterCheck:
@@ -188,8 +197,9 @@ def weights_fingerprint(folder: str | Path, mask: NeuronMask) -> str:
     import torch
 
     neuron_map = NeuronMap.of(_config(folder), mask.config.granularity)  # type: ignore[arg-type]
+    selections = mask.select(neuron_map)
     with open_weights(folder) as weights:
+        _require(weights, folder, selections, neuron_map)
         return _total(
-            _digest(name, weights[name], axis, torch.from_numpy(index))
-            for name, (axis, index) in mask.select(neuron_map).items()
+            _digest(name, weights[name], axis, torch.from_numpy(index)) for name, (axis, index) in selections.items()
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from neurofreeze.config.location import conf_folder
 from neurofreeze.config.schema import Config, VerifyConfig
 from neurofreeze.console import quiet
+from neurofreeze.errors import ConfigError
 
 
 def compose(
@@ -46,6 +48,7 @@ def compose(
         nonlocal code, failure
         try:
             settings = OmegaConf.to_object(config)
+            _require_known(settings)
             folder = Path(HydraConfig.get().runtime.output_dir)
             code = task(settings, folder, OmegaConf.to_yaml(config, resolve=True))
         except Exception as caught:  # kept from Hydra, which would print it in its own way
@@ -60,3 +63,13 @@ def compose(
     if failure is not None:
         raise failure
     return code
+
+
+def _require_known(settings: Any, prefix: str = "") -> None:
+    # `+key=value` adds a key past the schema; nothing would ever read it.
+    known = {field.name for field in fields(settings)}
+    for name, value in vars(settings).items():
+        if name not in known:
+            raise ConfigError(f"unknown setting {prefix + name!r}; expected one of {', '.join(sorted(known))}")
+        if is_dataclass(value):
+            _require_known(value, f"{prefix}{name}.")

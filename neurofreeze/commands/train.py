@@ -17,6 +17,8 @@ def main(overrides: Sequence[str]) -> int:
 def _train(run: Run, _: str) -> int:
     from neurofreeze.stages import align, train
 
+    if set(run.config.arms) != {"none"}:
+        run.folder.required("select", "select")  # before minutes go into the arm that needs no mask
     align.run(run)
     for arm in run.config.arms:
         train.run(run, arm)

@@ -80,8 +80,8 @@ def _from_hub(name: str, split: str) -> Any:
         if not unreachable:
             raise
         raise DataError(
-            f"no data set {name!r}: not a file here, not in the data set cache, and the hub cannot be reached; expected "
-            f"a {', '.join(_READERS)} file, a hub id, or {bundled.PREFIX}..."
+            f"no data set {name!r}: not a file here, not in the data set cache, and the hub cannot be reached; "
+            f"expected a {', '.join(_READERS)} file, a hub id, or {bundled.PREFIX}..."
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = configured

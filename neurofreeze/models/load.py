@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from neurofreeze.errors import ModelError, NeuroFreezeWarning
@@ -41,9 +42,14 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
         ModelError: if the weights are missing or do not fit the config.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    # transformers would go on with random numbers in their place.
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"{folder} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:3])}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

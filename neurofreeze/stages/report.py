@@ -43,6 +43,7 @@ def gather(run: Run, config_yaml: str) -> Content:
     from safetensors.numpy import load_file
 
     c = run.config
+    run.folder.required("select", "select")
     mask = NeuronMask.from_pretrained(run.mask("safety"))
     neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
     groups = load_file(run.folder.path / "selection" / GROUPS_FILE)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from neurofreeze.config.schema import TrainingConfig
-from neurofreeze.data.examples import Example
+from neurofreeze.data.examples import Example, digest
+from neurofreeze.files import write_atomically
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
@@ -53,7 +55,8 @@ def fine_tune(
     """Fine-tune the checkpoint `base` and save the result at `output` in the precision of `base`.
 
     Weights and optimizer state are float32 while training. Rounding to the base's precision at the end leaves frozen
-    elements as they are, since they never left it. A fine-tune that was interrupted goes on from its checkpoint.
+    elements as they are, since they never left it. A fine-tune that was interrupted goes on from its checkpoint, if all
+    that it depends on is still the same.
 
     Args:
         base: checkpoint folder.
@@ -70,6 +73,7 @@ def fine_tune(
         KeyboardInterrupt: after Ctrl-C, once the current step is finished and saved.
     """
     workspace = output.with_name(f"{output.name}.unfinished")
+    _prepare(workspace, _identity(base, examples, config, seed, mask))
     tokenizer = load_tokenizer(base)
     model = load_model(base, torch.float32)
     metrics, interrupt = MetricsCallback(log, progress), InterruptCallback()
@@ -84,7 +88,7 @@ def fine_tune(
     silence(trainer)
     started = time.perf_counter()
     with interrupt:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(workspace) if workspace.is_dir() else None)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(workspace))
     seconds = time.perf_counter() - started
 
     losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
@@ -96,6 +100,30 @@ def fine_tune(
     shutil.rmtree(workspace)
     fingerprint = freezing.freezer.fingerprint if freezing is not None and freezing.freezer is not None else None
     return TrainingResult(losses, seconds, fingerprint)
+
+
+def _identity(
+    base: Path, examples: Sequence[Example], config: TrainingConfig, seed: int, mask: NeuronMask | None
+) -> str:
+    """All that a fine-tune's result depends on, as text."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(base.glob("*.safetensors"))]
+    settings = {
+        "base": str(base.resolve()),
+        "files": files,
+        "examples": digest(examples),
+        "config": asdict(config),
+        "seed": seed,
+        "mask": None if mask is None else mask.digest,
+    }
+    return json.dumps(settings, indent=1)
+
+
+def _prepare(workspace: Path, identity: str) -> None:
+    """Remove what another fine-tune left in `workspace`: to go on from its checkpoint would mix the two."""
+    stamp = workspace / "identity.json"
+    if workspace.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == identity):
+        shutil.rmtree(workspace)
+    write_atomically(stamp, identity.encode())
 
 
 class _SFTTrainer(SFTTrainer):

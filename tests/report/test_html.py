@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,8 +17,6 @@ from neurofreeze.report.html import write_report
 
 from .contents import content, measurements, sites
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VOID = {"meta", "img", "br", "link"}
 

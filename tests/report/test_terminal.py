@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from neurofreeze.report.content import Content
 
 import pytest
 from rich.console import Console
@@ -12,9 +12,6 @@ from rich.console import Console
 from neurofreeze.report.terminal import arms_table, comparisons_lines
 
 from .contents import content
-
-if TYPE_CHECKING:
-    from neurofreeze.report.content import Content
 
 
 def printed(found: Content, width: int) -> str:

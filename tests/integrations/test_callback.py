@@ -1,0 +1,203 @@
+"""FreezeCallback in a real transformers Trainer, on the tiny checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from neurofreeze.errors import FreezeError, MaskError
+from neurofreeze.integrations.callback import FreezeCallback
+from neurofreeze.mask import NeuronMask
+from neurofreeze.verification import verify, weights_fingerprint
+from tests import reference, tiny
+from tests.reference import assert_frozen, assert_no_moments, mask_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+
+
+@pytest.fixture
+def mask(model: Any) -> NeuronMask:
+    return mask_for(model)
+
+
+def trainer_of(model: Any, *callbacks: TrainerCallback, **options: Any) -> Trainer:
+    rows = [ids for (ids,) in reference.batches(8, size=(1, 9))]
+    settings = TrainingArguments(
+        output_dir="out",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=0.05,
+        weight_decay=0.1,
+        max_grad_norm=0.5,
+        **{"max_steps": 3, "save_strategy": "no", **options},
+    )
+    data = [{"input_ids": ids[0], "labels": ids[0]} for ids in rows]
+    return Trainer(model=model, args=settings, train_dataset=data, callbacks=list(callbacks))
+
+
+class Meddler(TrainerCallback):
+    """Writes one frozen weight at the end of a step, as a careless callback might."""
+
+    def __init__(self, model: Any, mask: NeuronMask, step: int) -> None:
+        self.weight = dict(model.named_parameters())[UP]
+        self.place = tuple(reference.dense(model, mask)[UP].nonzero()[0].tolist())
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.weight.data[self.place] += 1e-3
+
+
+class Steps(TrainerCallback):
+    """Remembers which steps were taken."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.taken.append(state.global_step)
+
+
+def test_training_leaves_frozen_bits_as_they_were(model: Any, mask: NeuronMask) -> None:
+    frozen, start = reference.dense(model, mask), reference.weights(model)
+    trainer = trainer_of(model, FreezeCallback(mask))
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert_frozen(model, start, frozen)
+    assert_no_moments(model, trainer.optimizer.optimizer, frozen)
+    for name, p in model.named_parameters():
+        assert frozen[name].all() or not torch.equal(p, start[name]), name
+
+
+def test_training_without_the_callback_would_move_them(model: Any, mask: NeuronMask) -> None:
+    frozen, start = reference.dense(model, mask), reference.weights(model)
+    trainer_of(model).train()
+    with pytest.raises(AssertionError):
+        assert_frozen(model, start, frozen)
+
+
+def test_frozen_gradients_are_zero_before_every_step(model: Any, mask: NeuronMask) -> None:
+    frozen = reference.dense(model, mask)
+    seen: list[torch.Tensor] = []
+
+    class Recorder(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            total = sum(p.grad[frozen[name]].abs().sum() for name, p in model.named_parameters())
+            seen.append(torch.as_tensor(total))
+
+    trainer_of(model, FreezeCallback(mask), Recorder()).train()
+    assert len(seen) == 3
+    assert not any(total.any() for total in seen)
+
+
+def test_a_saved_checkpoint_verifies_against_the_base(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    callback = FreezeCallback(mask)
+    trainer = trainer_of(model, callback, save_strategy="steps", save_steps=2)
+    trainer.train()
+    for folder in ("out/checkpoint-2", "out/checkpoint-3"):
+        found = verify(tiny_checkpoint, folder, mask)
+        assert found.ok
+        assert found.trainable_changed > 0
+        assert callback.freezer is not None
+        assert found.tuned_fingerprint == callback.freezer.fingerprint
+
+
+def test_a_resumed_training_continues_and_stays_frozen(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    made_on = mask.with_config(fingerprint=weights_fingerprint(tiny_checkpoint, mask))
+    trainer_of(model, FreezeCallback(made_on), save_strategy="steps", save_steps=2).train()
+
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    frozen, start = reference.dense(again, mask), reference.weights(again)
+    steps = Steps()
+    resumed = trainer_of(again, FreezeCallback(made_on), steps)
+    resumed.train(resume_from_checkpoint="out/checkpoint-2")
+    assert steps.taken == [3]
+    assert_frozen(again, start, frozen)
+    assert_no_moments(again, resumed.optimizer.optimizer, frozen)
+    for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_resuming_from_another_training_is_refused(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    trainer_of(model, save_strategy="steps", save_steps=3).train()  # nothing frozen
+    made_on = mask.with_config(fingerprint=weights_fingerprint(tiny_checkpoint, mask))
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    trainer = trainer_of(again, FreezeCallback(made_on), max_steps=4)
+    with pytest.raises(MaskError, match="field 'fingerprint'"):
+        trainer.train(resume_from_checkpoint="out/checkpoint-3")
+
+
+def test_a_frozen_weight_written_by_another_callback_stops_at_the_end(model: Any, mask: NeuronMask) -> None:
+    trainer = trainer_of(model, FreezeCallback(mask), Meddler(model, mask, step=2))
+    with pytest.raises(FreezeError, match="frozen elements changed"):
+        trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def test_a_frozen_weight_written_by_another_callback_stops_at_the_next_save(model: Any, mask: NeuronMask) -> None:
+    trainer = trainer_of(model, FreezeCallback(mask), Meddler(model, mask, step=1), save_strategy="steps", save_steps=2)
+    with pytest.raises(FreezeError, match="frozen elements changed"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize(("check_every", "stops_at"), [(1, 1), (2, 2)])
+def test_a_frozen_weight_written_by_another_callback_stops_at_the_next_check(
+    check_every: int, stops_at: int, model: Any, mask: NeuronMask
+) -> None:
+    trainer = trainer_of(model, Meddler(model, mask, step=1), FreezeCallback(mask, check_every))
+    with pytest.raises(FreezeError, match="frozen elements changed"):
+        trainer.train()
+    assert trainer.state.global_step == stops_at
+
+
+def test_a_mask_for_another_model_stops_before_the_first_step(model: Any, mask: NeuronMask) -> None:
+    trainer = trainer_of(model, FreezeCallback(mask_for(tiny.config("llama", intermediate_size=71))))
+    with pytest.raises(MaskError, match="made for another model"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+def test_engines_that_are_not_verified_are_refused_by_name(
+    kind: DistributedType, model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = FreezeCallback(mask)
+    trainer = trainer_of(model)
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", kind)
+    with pytest.raises(FreezeError, match=f"freezing under {kind.value} is not verified yet"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=None)
+
+
+def test_a_callback_added_too_late_says_so(model: Any, mask: NeuronMask) -> None:
+    trainer = trainer_of(model)
+    callback = FreezeCallback(mask, check_every=1)
+    trainer.state.global_step = 1
+    for event in (callback.on_step_end, callback.on_save, callback.on_train_end):
+        with pytest.raises(FreezeError, match="without on_train_begin"):
+            event(trainer.args, trainer.state, trainer.control)
+
+
+def test_after_training_the_model_is_free_again(model: Any, mask: NeuronMask) -> None:
+    trainer_of(model, FreezeCallback(mask)).train()
+    frozen, start = reference.dense(model, mask), reference.weights(model)
+    optimizer = reference.adamw(model)
+    reference.train(model, optimizer, reference.batches(1))
+    with pytest.raises(AssertionError):
+        assert_frozen(model, start, frozen)

@@ -1,0 +1,189 @@
+"""What step() and check() notice when something else touches frozen elements, and detaching."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from neurofreeze import freeze
+from neurofreeze.errors import FreezeError
+from neurofreeze.mask import NeuronMask
+from tests import reference, tiny
+from tests.reference import adamw, assert_frozen, assert_no_moments, assert_same, mask_for
+
+
+def first_frozen(model: Any, mask: NeuronMask, name: str = "model.layers.0.mlp.up_proj.weight") -> tuple[Any, Any]:
+    """A parameter and the place of its first frozen element."""
+    place = tuple(reference.dense(model, mask)[name].nonzero()[0].tolist())
+    return dict(model.named_parameters())[name], place
+
+
+@pytest.mark.parametrize("value", ["one ulp", "minus", "NaN"])
+def test_check_notices_a_frozen_weight_written_outside_a_step(value: str) -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    freezer = freeze(model, adamw(model), mask)
+    p, place = first_frozen(model, mask)
+    assert freezer.check() == freezer.fingerprint
+    with torch.no_grad():
+        if value == "one ulp":
+            p[place] = torch.nextafter(p[place], torch.tensor(torch.inf, dtype=torch.float64))
+        else:
+            p[place] = -p[place] if value == "minus" else torch.nan
+    with pytest.raises(FreezeError, match="frozen elements changed: their fingerprint is"):
+        freezer.check()
+
+
+def test_check_lets_trainable_weights_be_written() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    freezer = freeze(model, adamw(model), mask)
+    frozen = reference.dense(model, mask)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p[~frozen[name]] += 1
+    assert freezer.check() == freezer.fingerprint
+
+
+def test_check_notices_a_parameter_that_was_replaced() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    freezer = freeze(model, adamw(model), mask)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    with pytest.raises(FreezeError, match=r"up_proj\.weight"):
+        freezer.check()
+
+
+def test_check_notices_a_parameter_replaced_in_model_and_optimizer() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    optimizer = adamw(model)
+    freezer = freeze(model, optimizer, mask)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    optimizer.add_param_group({"params": [layer.weight]})
+    with pytest.raises(FreezeError, match=r"up_proj\.weight was replaced by another parameter"):
+        freezer.check()
+
+
+def test_check_notices_moments_that_came_back() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    optimizer = adamw(model)
+    reference.train(model, optimizer, reference.batches(1))
+    state = copy.deepcopy(optimizer.state_dict())
+    freezer = freeze(model, optimizer, mask)
+    optimizer.load_state_dict(state)
+    with pytest.raises(FreezeError, match="optimizer state of frozen elements is not zero"):
+        freezer.check()
+    freezer.clear_moments()
+    freezer.check()
+
+
+def assign_gradients(model: Any) -> None:
+    """As code does that gathers or privatises gradients itself: no hook of autograd fires."""
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+
+
+def test_gradients_assigned_by_hand_are_refused_at_the_step() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    optimizer = adamw(model)
+    start = reference.weights(model)
+    freeze(model, optimizer, mask)
+    assign_gradients(model)
+    with pytest.raises(FreezeError, match=r"the gradient of frozen elements is not zero.*mask_gradients"):
+        optimizer.step()
+    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
+
+
+def test_gradients_assigned_by_hand_are_refused_at_later_steps_too() -> None:
+    model = tiny.model("llama")
+    optimizer = adamw(model)
+    freeze(model, optimizer, mask_for(model))
+    reference.train(model, optimizer, reference.batches(2))
+    assign_gradients(model)
+    with pytest.raises(FreezeError, match="the gradient of frozen elements is not zero"):
+        optimizer.step()
+
+
+def test_gradients_assigned_by_hand_after_a_backward_pass_are_noticed() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    optimizer = adamw(model)
+    freezer = freeze(model, optimizer, mask)
+    reference.backward(model, reference.batches(1)[0])
+    assign_gradients(model)
+    optimizer.step()
+    with pytest.raises(FreezeError, match="optimizer state of frozen elements is not zero"):
+        freezer.check()
+
+
+def test_mask_gradients_makes_gradients_assigned_by_hand_good() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    optimizer = adamw(model)
+    frozen, start = reference.dense(model, mask), reference.weights(model)
+    freezer = freeze(model, optimizer, mask)
+    for _ in range(3):
+        assign_gradients(model)
+        freezer.mask_gradients()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert norm == pytest.approx(sum(int((~where).sum()) for where in frozen.values()) ** 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_frozen(model, start, frozen)
+    assert_no_moments(model, optimizer, frozen)
+    freezer.check()
+
+
+def test_parameters_that_are_not_in_the_graph_stop_nothing() -> None:
+    model = tiny.model("llama")
+    optimizer = adamw(model)
+    freezer = freeze(model, optimizer, mask_for(model))
+    model.model.embed_tokens(torch.tensor([3])).sum().backward()  # no frozen parameter gets a gradient
+    optimizer.step()
+    freezer.check()
+
+
+def test_detach_gives_back_normal_training() -> None:
+    model = tiny.model("llama")
+    other = copy.deepcopy(model)
+    optimizer = adamw(model)
+    freezer = freeze(model, optimizer, mask_for(model))
+    freezer.detach()
+    data = reference.batches(3)
+    norms = reference.train(model, optimizer, data)
+    assert norms == reference.train(other, adamw(other), data)
+    assert_same(model, other)
+
+
+def test_detach_checks_first() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    freezer = freeze(model, adamw(model), mask)
+    p, place = first_frozen(model, mask)
+    with torch.no_grad():
+        p[place] += 1
+    with pytest.raises(FreezeError, match="frozen elements changed"):
+        freezer.detach()
+
+
+def test_two_masks_may_be_frozen_at_once() -> None:
+    model = tiny.model("llama")
+    optimizer = adamw(model)
+    a, b = mask_for(model, 0.2, seed=1), mask_for(model, 0.2, seed=2)
+    frozen, start = reference.dense(model, a | b), reference.weights(model)
+    other = copy.deepcopy(model)
+    freeze(model, optimizer, a)
+    freeze(model, optimizer, b)
+    reference.train(model, optimizer, reference.batches(3))
+    reference.train_frozen(other, adamw(other), reference.batches(3), frozen)
+    assert_frozen(model, start, frozen)
+    assert_same(model, other)

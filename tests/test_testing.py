@@ -1,0 +1,54 @@
+"""The helper that runs a test on several ranks must not let a failure pass."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from neurofreeze.testing import run_distributed_test
+
+
+def write_sum_of_ranks(folder: str) -> None:
+    total = torch.tensor([dist.get_rank() + 1.0])
+    dist.all_reduce(total)
+    assert os.environ["RANK"] == str(dist.get_rank())
+    assert os.environ["WORLD_SIZE"] == str(dist.get_world_size())
+    Path(folder, str(dist.get_rank())).write_text(str(total.item()))
+
+
+def fail_on_rank_one() -> None:
+    if dist.get_rank() == 1:
+        raise ValueError("this rank is broken")
+
+
+def die_on_rank_one() -> None:
+    if dist.get_rank() == 1:
+        os._exit(7)
+
+
+def fail_at_length() -> None:
+    raise ValueError("x" * 300_000)
+
+
+def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
+    run_distributed_test(write_sum_of_ranks, world_size=2, args=(str(tmp_path),))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "3.0", "1": "3.0"}
+
+
+def test_a_failing_rank_fails_the_test_with_its_traceback() -> None:
+    with pytest.raises(AssertionError, match=r"(?s)exit codes \[0, 1\].*rank 1:.*in fail_on_rank_one.*is broken"):
+        run_distributed_test(fail_on_rank_one, world_size=2)
+
+
+def test_a_very_long_message_does_not_block_the_ranks() -> None:
+    with pytest.raises(AssertionError, match=r"exit codes \[1, 1\], still running: \[\]"):
+        run_distributed_test(fail_at_length, world_size=2)
+
+
+def test_a_dying_rank_fails_the_test() -> None:
+    with pytest.raises(AssertionError, match=r"exit codes \[0, 7\]"):
+        run_distributed_test(die_on_rank_one, world_size=2)

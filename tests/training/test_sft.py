@@ -1,0 +1,208 @@
+"""Fine-tuning: frozen bits stay, the loss is TRL's own, and an output folder means a complete fine-tune."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from trl import SFTTrainer
+
+from neurofreeze.config.schema import TrainingConfig
+from neurofreeze.data import Example, read
+from neurofreeze.mask import NeuronMask
+from neurofreeze.models.load import load_config, load_model, load_tokenizer
+from neurofreeze.neurons import NeuronMap
+from neurofreeze.training.sft import TrainingResult, _arguments, _row, _SFTTrainer, fine_tune
+from neurofreeze.verification import verify, weights_fingerprint
+
+CONFIG = TrainingConfig(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0, max_length=48, bf16="false")
+
+
+@pytest.fixture(scope="module")
+def examples() -> list[Example]:
+    return read("bundled:retail_bank/train", limit=12)
+
+
+@pytest.fixture(scope="module")
+def mask(tiny_checkpoint: Path) -> NeuronMask:
+    return NeuronMask.random(NeuronMap.of(load_config(tiny_checkpoint)), 0.3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, TrainingResult, list[dict[str, Any]]]:
+    """A frozen fine-tune: its folder, its result, and what it logged."""
+    output, logged = tmp_path_factory.mktemp("tuned") / "frozen", []
+    result = fine_tune(tiny_checkpoint, output, examples, CONFIG, seed=0, mask=mask, log=logged.append)
+    return output, result, logged
+
+
+def test_frozen_bits_are_the_base_s_and_others_are_not(tuned: Any, tiny_checkpoint: Path, mask: NeuronMask) -> None:
+    found = verify(tiny_checkpoint, tuned[0], mask)
+    assert found.changed == 0
+    assert found.frozen > 5000
+    assert found.trainable_changed > 0.9 * found.trainable
+
+
+def test_the_output_has_the_base_s_precision_and_names(tuned: Any, tiny_checkpoint: Path) -> None:
+    base, output = (load_file(folder / "model.safetensors") for folder in (tiny_checkpoint, tuned[0]))
+    assert {name: (t.dtype, t.shape) for name, t in output.items()} == {
+        name: (t.dtype, t.shape) for name, t in base.items()
+    }
+    assert {t.dtype for t in output.values()} == {torch.bfloat16}
+
+
+def test_the_tokenizer_goes_with_the_weights(tuned: Any, tiny_checkpoint: Path) -> None:
+    text = "user: Where is my card?</s>"
+    assert load_tokenizer(tuned[0])(text) == load_tokenizer(tiny_checkpoint)(text)
+    assert load_tokenizer(tuned[0]).chat_template == load_tokenizer(tiny_checkpoint).chat_template
+
+
+def test_a_loss_is_logged_for_every_step(tuned: Any) -> None:
+    _, result, logged = tuned
+    assert [row["global_step"] for row in logged] == [1, 2, 3]
+    assert result.losses == [(row["global_step"], row["loss"]) for row in logged]
+    assert all(0 < loss < 20 for _, loss in result.losses)
+    assert result.seconds > 0
+
+
+def test_the_fingerprint_is_that_of_the_base_s_frozen_elements_in_float32(
+    tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, tmp_path: Path
+) -> None:
+    load_model(tiny_checkpoint, torch.float32).save_pretrained(tmp_path / "wide")
+    assert tuned[1].fingerprint == weights_fingerprint(tmp_path / "wide", mask)
+
+
+def test_without_a_mask_everything_is_trained(
+    tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+) -> None:
+    result = fine_tune(tiny_checkpoint, tmp_path / "full", examples, CONFIG, seed=0)
+    found = verify(tiny_checkpoint, tmp_path / "full", mask)
+    assert found.changed > 0.9 * found.frozen
+    assert result.fingerprint is None
+    assert result.losses[0] == tuned[1].losses[0], "the first step starts from the same weights and batch"
+    assert result.losses[-1] != tuned[1].losses[-1]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        fine_tune(tiny_checkpoint, tmp_path / str(seed), examples, CONFIG, seed=seed, mask=mask)
+    first, same, other = (
+        (folder / "model.safetensors").read_bytes() for folder in (tuned[0], tmp_path / "0", tmp_path / "1")
+    )
+    assert first == same
+    assert first != other
+
+
+def test_the_output_appears_only_when_complete(
+    tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+) -> None:
+    output, seen = tmp_path / "out", []
+
+    def progress(done: int, total: int) -> None:
+        assert not output.exists()
+        seen.append((done, total))
+
+    fine_tune(tiny_checkpoint, output, examples, CONFIG, seed=0, mask=mask, progress=progress)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
+    assert not list(output.glob("checkpoint-*"))
+
+
+def test_a_fine_tune_that_fails_leaves_no_output(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    def progress(done: int, total: int) -> None:
+        if done == 2:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fine_tune(tiny_checkpoint, tmp_path / "out", examples, CONFIG, seed=0, progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fine_tune_goes_on_from_its_last_checkpoint_to_the_same_bits(
+    tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+) -> None:
+    config, seen = replace(CONFIG, save_steps=1), []
+
+    def cut(done: int, total: int) -> None:
+        seen.append(done)
+        if seen == [1, 2, 3]:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fine_tune(tiny_checkpoint, tmp_path / "out", examples, config, seed=0, mask=mask, progress=cut)
+    result = fine_tune(tiny_checkpoint, tmp_path / "out", examples, config, seed=0, mask=mask, progress=cut)
+    assert seen == [1, 2, 3, 3]
+    assert [step for step, _ in result.losses] == [1, 2, 3]
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (tuned[0], tmp_path / "out"))
+    assert first == second
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the override is for machines without a GPU")
+def test_the_loss_on_a_cpu_is_trl_s_own(tiny_checkpoint: Path, examples: list[Example], tmp_path: Path) -> None:
+    losses, gradients = [], []
+    for kind in (SFTTrainer, _SFTTrainer):
+        model = load_model(tiny_checkpoint, torch.float32)
+        trainer = kind(
+            model=model,
+            args=_arguments(replace(CONFIG, batch_size=4), tmp_path / "w", 0),
+            train_dataset=Dataset.from_list([_row(example) for example in examples]),
+            processing_class=load_tokenizer(tiny_checkpoint),
+        )
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        assert (batch["labels"] == -100).any(), "the loss is over the answers only"
+        assert (batch["labels"] != -100).any()
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares with plain float32 on the CPU")
+def test_the_first_loss_is_the_mean_over_answer_tokens(
+    tuned: Any, tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    config = replace(CONFIG, batch_size=len(examples), steps=1, max_length=400)
+    result = fine_tune(tiny_checkpoint, tmp_path / "one", examples, config, seed=0)
+
+    tokenizer, model = load_tokenizer(tiny_checkpoint), load_model(tiny_checkpoint, torch.float64)
+    total, count = 0.0, 0
+    for example in examples:
+        messages = [*example.messages, {"role": "assistant", "content": example.response}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = torch.tensor(found["input_ids"])
+        start = text.rindex(str(example.response))
+        answer = torch.tensor([end > start for _, end in found["offset_mapping"]])
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(input_ids=ids[None]).logits[0, :-1], dim=-1)
+        chosen = log_probs.gather(1, ids[1:, None])[:, 0][answer[1:]]
+        total, count = total - float(chosen.sum()), count + len(chosen)
+    assert result.losses[0][1] == pytest.approx(total / count, abs=1e-3)
+
+
+def test_the_config_is_json_so_that_an_interrupted_fine_tune_can_be_recognised(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fine_tune(tiny_checkpoint, tmp_path / "out", examples, CONFIG, seed=3, progress=stop)
+    identity = json.loads((tmp_path / "out.unfinished" / "identity.json").read_text(encoding="utf-8"))
+    assert identity["seed"] == 3
+    assert identity["config"]["learning_rate"] == 1e-2
