@@ -12,7 +12,7 @@ import hashlib
 
 import torch
 
-from neurofreeze.geometry import Block, matrix_shape
+from neurofreeze.geometry import Block, stack_shape
 
 MODULUS = 2**64
 _CHUNK = 1 << 20
@@ -31,13 +31,13 @@ def digest(name: str, shape: tuple[int, ...], block: Block, axis: int, index: to
     """
     matrix = flat[block.offset : block.offset + block.rows * block.cols].view(block.rows, block.cols)
     across = block.cols if axis == 0 else block.rows
-    width = matrix_shape(shape)[1]
+    _, height, width = stack_shape(shape)
     other = torch.arange(across, device=flat.device)
     total = 0
     for part in index.split(max(1, _CHUNK // across)):
         values = matrix.index_select(axis, part)
         rows, cols = (part[:, None], other[None]) if axis == 0 else (other[:, None], part[None])
-        position = (rows + block.row) * width + (cols + block.col)
+        position = (block.matrix * height + rows + block.row) * width + (cols + block.col)
         total += int(_mix(_bits(values) ^ _mix(position + _salt(name))).sum().item())
     return total % MODULUS
 

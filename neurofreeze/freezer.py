@@ -4,28 +4,29 @@ After any number of optimizer steps every frozen element is bit-identical to bef
 trainable elements, and the moments of frozen elements are exactly zero; or training stops with an error on every rank.
 
 Four things make it so, in the order of a training step: gradients of frozen elements are zeroed as they are
-accumulated (so the norm is right and moments stay zero); before the optimizer steps, the frozen elements are copied;
-after it they are put back (weight decay moves a weight whose gradient is zero); and now and then a fingerprint of all
-frozen bits is compared with the one taken at the start.
+accumulated (so the norm is right and moments stay zero); before the optimizer steps, the frozen elements are copied,
+unless a low-precision copy of the model holds them anyway; after it they are put back (weight decay moves a weight
+whose gradient is zero); and now and then a fingerprint of all frozen bits is compared with the one taken at the start.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from neurofreeze import fingerprint
-from neurofreeze.distributed import all_or_none, rank, require_equal
+from neurofreeze.distributed import all_or_none, gather, rank, require_equal
 from neurofreeze.engines import Engine, Shard, recognise
+from neurofreeze.engines.base import Gradient
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
-from neurofreeze.geometry import Block, local_index
+from neurofreeze.hooks import before_others
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection
+from neurofreeze.pieces import Piece, cut
 from neurofreeze.summary import FreezeSummary
 
 
@@ -33,8 +34,13 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
     """Freeze the neurons that `mask` chooses, in this model, under this optimizer, from now on.
 
     Call it after the model is prepared for training (moved, wrapped, its checkpoint loaded) and before the first
-    step. Works for one process and DDP, with any torch optimizer, gradient accumulation, clipping, mixed precision,
-    gradient checkpointing and torch.compile. In a distributed job every rank must call it.
+    step. Works for one process, DDP, FSDP2 and DeepSpeed ZeRO, with any torch optimizer, gradient accumulation,
+    clipping, mixed precision, gradient checkpointing and torch.compile. In a distributed job every rank must call it.
+
+    Args:
+        model: the module as prepared for training, or a DeepSpeed engine.
+        optimizer: the optimizer that steps it; a DeepSpeed engine has its own.
+        mask: the neurons to freeze.
 
     Raises:
         MaskError: if the mask is for another model or other weights, or chooses no neuron.
@@ -54,26 +60,36 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
                 NeuroFreezeWarning,
                 stacklevel=2,
             )
-        pieces = [
-            _Piece(shard, block, selection.axis, torch.from_numpy(local_index(selection, block)))
-            for shard, selection in _with_selections(engine, given, neuron_map)
-            for block in shard.blocks
-        ]
+        selections = given.select(neuron_map)
+        shards = engine.shards(selections)
+        _require_shapes(shards, neuron_map)
+        weights = list(cut(shards, selections))
+        gradients = list(cut(engine.gradients(selections), selections))
     require_equal("the mask", given.digest)
-    return Freezer(engine, neuron_map, given, pieces)
+    return Freezer(engine, neuron_map, given, selections, weights, gradients)
 
 
 class Freezer:
     """Keeps chosen elements of a model frozen until `detach()`. Made by `freeze()`."""
 
-    def __init__(self, engine: Engine, neuron_map: NeuronMap, mask: NeuronMask, pieces: list[_Piece]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        neuron_map: NeuronMap,
+        mask: NeuronMask,
+        selections: dict[str, Selection],
+        weights: list[Piece[Shard]],
+        gradients: list[Piece[Gradient]],
+    ) -> None:
         self.engine = engine
         self.mask = mask
         self._map = neuron_map
-        self._pieces = pieces
-        self._saved: list[torch.Tensor] = []
-        self._unmasked: set[int] = set()
-        self.clear_moments()
+        self._selections = selections
+        self._weights = weights
+        self._gradients = gradients
+        self._saved: list[tuple[Piece[Shard], torch.Tensor]] = []
+        self._unmasked = self._parameters()
+        self.sync()
         self.fingerprint = self._digest()
         self._require_weights_of_the_mask()
         self._handles = [*self._hook_gradients(), *self._hook_steps()]
@@ -87,13 +103,15 @@ class Freezer:
         """
         with all_or_none("the check of frozen elements"):
             self._require_same_parameters()
-            found = self._digest()
-            if found != self.fingerprint:
-                raise FreezeError(
-                    f"frozen elements changed: their fingerprint is {found}, it was {self.fingerprint} when freezing "
-                    "began; something wrote to the weights outside optimizer.step()"
-                )
-            self._require_zero_moments()
+            for piece in self._weights:
+                for moment in piece.of.moments():
+                    piece.require_zero(moment, "optimizer state")
+        found = self._digest()
+        if found != self.fingerprint:
+            raise FreezeError(
+                f"frozen elements changed: their fingerprint is {found}, it was {self.fingerprint} when freezing "
+                "began; something wrote to the weights outside optimizer.step()"
+            )
         return found
 
     def summary(self) -> FreezeSummary:
@@ -105,15 +123,22 @@ class Freezer:
 
     def mask_gradients(self) -> None:
         """Zero the gradients of frozen elements now. Needed only by code that assigns `p.grad` itself."""
-        for piece in self._pieces:
-            piece.zero(piece.shard.gradient())
+        for piece in self._gradients:
+            piece.zero(piece.of.gradient())
         self._unmasked.clear()
 
-    def clear_moments(self) -> None:
-        """Zero the optimizer state of frozen elements."""
-        for piece in self._pieces:
-            for moment in piece.shard.moments():
-                piece.zero(moment)
+    def sync(self) -> None:
+        """Make masters agree with the model's low-precision copy and moments zero. Needed after a checkpoint is loaded.
+
+        Raises:
+            FreezeError: on every rank, if the engine's masters are not where they are expected.
+        """
+        with all_or_none("freeze"):
+            for piece in self._weights:
+                _require_same_values(piece)
+                self._restore(piece, piece.of.low_precision())
+                for moment in piece.of.moments():
+                    piece.zero(moment)
 
     def detach(self) -> None:
         """Check once more and stop freezing. Collective."""
@@ -123,18 +148,16 @@ class Freezer:
         self._handles.clear()
 
     def _hook_gradients(self) -> Iterator[Any]:
-        by_parameter: dict[int, list[_Piece]] = {}
-        for piece in self._pieces:
-            by_parameter.setdefault(id(piece.shard.parameter), []).append(piece)
-        self._unmasked = set(by_parameter)
+        by_parameter: dict[int, list[Piece[Gradient]]] = {}
+        for piece in self._gradients:
+            by_parameter.setdefault(id(piece.of.parameter), []).append(piece)
         for key, pieces in by_parameter.items():
-            parameter = pieces[0].shard.parameter
-            yield parameter.register_post_accumulate_grad_hook(self._gradient_hook(key, pieces))
+            yield before_others(pieces[0].of.parameter, self._gradient_hook(key, pieces))
 
-    def _gradient_hook(self, key: int, pieces: list[_Piece]) -> Any:
+    def _gradient_hook(self, key: int, pieces: list[Piece[Gradient]]) -> Any:
         def hook(_: torch.Tensor) -> None:
             for piece in pieces:
-                piece.zero(piece.shard.gradient())
+                piece.zero(piece.of.gradient())
             self._unmasked.discard(key)
 
         return hook
@@ -144,85 +167,61 @@ class Freezer:
             yield optimizer.register_step_pre_hook(self._before_step)
             yield optimizer.register_step_post_hook(self._after_step)
 
-    def _before_step(self, *_: Any) -> None:
-        for piece in self._pieces:
-            if id(piece.shard.parameter) in self._unmasked:
-                piece.require_zero(piece.shard.gradient())
-        self._saved = [piece.copy() for piece in self._pieces]
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self.engine.gradients_at_step():
+            for gradient in self._gradients:
+                if id(gradient.of.parameter) in self._unmasked:
+                    gradient.require_zero(gradient.of.gradient(), "gradient")
+        self._saved = [
+            (piece, piece.read(piece.of.master()))
+            for piece in self._stepping(optimizer)
+            if piece.of.low_precision() is None
+        ]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for piece, saved in zip(self._pieces, self._saved, strict=True):
-            piece.restore(saved)
+        for piece, values in self._saved:
+            piece.write(piece.of.master(), values)
         self._saved = []
-        self._unmasked = {id(piece.shard.parameter) for piece in self._pieces}
-        if _decay_enters_moments(optimizer):
-            self.clear_moments()
+        coupled = _decay_enters_moments(optimizer)
+        for piece in self._stepping(optimizer):
+            self._restore(piece, piece.of.low_precision())
+            if coupled:
+                for moment in piece.of.moments():
+                    piece.zero(moment)
+        self._unmasked = self._parameters()
+
+    def _stepping(self, optimizer: torch.optim.Optimizer) -> Iterator[Piece[Shard]]:
+        # DeepSpeed steps one flat group at a time; the others are not in the optimizer's groups meanwhile.
+        stepping = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return (piece for piece in self._weights if id(piece.of.owner) in stepping)
+
+    @staticmethod
+    def _restore(piece: Piece[Shard], low_precision: torch.Tensor | None) -> None:
+        if low_precision is not None:
+            piece.write(piece.of.master(), piece.read(low_precision))
+
+    def _parameters(self) -> set[int]:
+        return {id(piece.of.parameter) for piece in self._gradients}
 
     def _digest(self) -> str:
-        return fingerprint.text(sum(piece.digest() for piece in self._pieces))
+        return fingerprint.text(_whole_digest(self._weights))
 
     def _require_weights_of_the_mask(self) -> None:
-        with all_or_none("freeze"):
-            if self.mask.config.fingerprint not in (None, self.fingerprint):
-                raise MaskError(
-                    f"field 'fingerprint': the mask was made on weights with {self.mask.config.fingerprint}, the model "
-                    f"has {self.fingerprint} at the chosen neurons; load the weights the mask was made on, or "
-                    "mask.with_config(fingerprint=None) if other weights are meant"
-                )
-        require_equal("the fingerprint of the frozen weights", self.fingerprint)
-
-    def _require_same_parameters(self) -> None:
-        held = {shard.name: shard.parameter for shard in self.engine.shards({p.shard.name for p in self._pieces})}
-        for piece in self._pieces:
-            if held[piece.shard.name] is not piece.shard.parameter:
-                raise FreezeError(
-                    f"{piece.shard.name} was replaced by another parameter after freezing began; freeze again, after "
-                    "whatever rebuilds the model"
-                )
-
-    def _require_zero_moments(self) -> None:
-        for piece in self._pieces:
-            for moment in piece.shard.moments():
-                piece.require_zero(moment, "optimizer state")
-
-
-@dataclass
-class _Piece:
-    """The frozen rows or columns of one block of one shard."""
-
-    shard: Shard
-    block: Block
-    axis: int
-    index: torch.Tensor
-
-    def zero(self, flat: torch.Tensor | None) -> None:
-        # Filled, not multiplied by 0: inf * 0 is NaN.
-        if flat is not None:
-            self._view(flat).index_fill_(self.axis, self.index, 0)
-
-    def copy(self) -> torch.Tensor:
-        return self._view(self.shard.master()).index_select(self.axis, self.index)
-
-    def restore(self, saved: torch.Tensor) -> None:
-        self._view(self.shard.master()).index_copy_(self.axis, self.index, saved)
-
-    def require_zero(self, flat: torch.Tensor | None, what: str = "gradient") -> None:
-        if flat is not None and self._view(flat).index_select(self.axis, self.index).any():
-            raise FreezeError(
-                f"{self.shard.name}: the {what} of frozen elements is not zero; if your code assigns it, call "
-                "freezer.mask_gradients() before clipping, else this way of training cannot be frozen"
+        if self.mask.config.fingerprint not in (None, self.fingerprint):
+            raise MaskError(
+                f"field 'fingerprint': the mask was made on weights with {self.mask.config.fingerprint}, the model "
+                f"has {self.fingerprint} at the chosen neurons; load the weights the mask was made on, or "
+                "mask.with_config(fingerprint=None) if other weights are meant"
             )
 
-    def digest(self) -> int:
-        flat = self.shard.master()
-        index = self.index.to(flat.device)
-        return fingerprint.digest(self.shard.name, self.shard.shape, self.block, self.axis, index, flat)
-
-    def _view(self, flat: torch.Tensor) -> torch.Tensor:
-        if self.index.device != flat.device:
-            self.index = self.index.to(flat.device)
-        block = self.block
-        return flat[block.offset : block.offset + block.rows * block.cols].view(block.rows, block.cols)
+    def _require_same_parameters(self) -> None:
+        held = {shard.name: shard.parameter for shard in self.engine.shards(self._selections)}
+        for piece in self._weights:
+            if held[piece.of.name] is not piece.of.parameter:
+                raise FreezeError(
+                    f"{piece.of.name} was replaced by another parameter after freezing began; freeze again, after "
+                    "whatever rebuilds the model"
+                )
 
 
 def _given(mask: NeuronMask | None) -> NeuronMask:
@@ -231,15 +230,50 @@ def _given(mask: NeuronMask | None) -> NeuronMask:
     return mask
 
 
-def _with_selections(engine: Engine, mask: NeuronMask, neuron_map: NeuronMap) -> Iterator[tuple[Shard, Selection]]:
-    selections = mask.select(neuron_map)
-    for shard in engine.shards(selections):
+def _require_shapes(shards: Sequence[Shard], neuron_map: NeuronMap) -> None:
+    for shard in shards:
         if shard.shape != neuron_map.shapes[shard.name]:
             raise FreezeError(
                 f"{shard.name} has shape {shard.shape}, its config says {neuron_map.shapes[shard.name]}; the model "
                 "was changed after it was built"
             )
-        yield shard, selections[shard.name]
+
+
+def _require_same_values(piece: Piece[Shard]) -> None:
+    # A wrong idea of where masters are must not go unnoticed. DeepSpeed's bf16 stage 0 takes a step with weight decay
+    # while it is being built, so its masters may be a little off; anything else is far off.
+    low, master = piece.of.low_precision(), piece.of.master()
+    if low is None:
+        return
+    expected, found = low.to(master.device, torch.float32), master.to(torch.float32)
+    if not torch.allclose(found, expected, rtol=0.02, atol=1e-6):
+        raise FreezeError(
+            f"{piece.of.name}: the optimizer's master does not hold the model's weights where they are expected; "
+            "this version of the engine cannot be frozen"
+        )
+
+
+def _whole_digest(pieces: list[Piece[Shard]]) -> int:
+    """Digest of all frozen elements of the model, the same on every rank. Collective.
+
+    Raises:
+        FreezeError: on every rank, if two copies of the same elements differ.
+    """
+    local: dict[tuple[str, int], int] = {}
+    for piece in pieces:
+        local[piece.of.replica] = local.get(piece.of.replica, 0) + piece.digest(piece.of.master())
+    copies: dict[str, dict[int, int]] = {}
+    for contribution in gather(local):
+        for (group, index), value in contribution.items():
+            sums = copies.setdefault(group, {})
+            sums[index] = (sums.get(index, 0) + value) % fingerprint.MODULUS
+    for sums in copies.values():
+        if len(set(sums.values())) > 1:
+            raise FreezeError(
+                f"the fingerprint of the frozen weights differs between ranks ({sums}); all must start "
+                "from the same weights, and nothing may write to them on one rank alone"
+            )
+    return sum(next(iter(sums.values())) for sums in copies.values())
 
 
 def _decay_enters_moments(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,7 +1,13 @@
-"""Where a piece of a parameter lies in the whole, and which of its rows or columns a selection names. Pure."""
+"""Where a piece of a parameter lies in the whole, and which of its rows or columns a selection names. Pure.
+
+A parameter is a stack of matrices: a vector of n is one n x 1 matrix, an expert weight [E, rows, cols] is E matrices.
+What a rank holds of it is a few blocks, each a rectangle of one matrix: one for a rectangular shard, at most three a
+matrix for a slice of the flattened parameter.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from neurofreeze.errors import FreezeError
@@ -9,26 +15,74 @@ from neurofreeze.neurons import IndexArray, Selection
 
 
 class Block(NamedTuple):
-    """A rows x cols piece of a matrix, stored row by row from `offset` in a 1-D tensor; (row, col) is its place."""
+    """A rows x cols rectangle of a matrix, stored row by row from `offset` in a 1-D tensor; (row, col) is its place."""
 
     offset: int
     rows: int
     cols: int
     row: int
     col: int
+    matrix: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.rows * self.cols
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """A parameter's shape as a matrix: a vector of n is n x 1."""
-    if len(shape) not in (1, 2):
-        raise FreezeError(f"a parameter of shape {shape} cannot be frozen by neuron; expected one or two dimensions")
-    return (shape[0], shape[1]) if len(shape) == 2 else (shape[0], 1)
+def stack_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """A parameter's shape as (matrices, rows, cols).
+
+    Raises:
+        FreezeError: if it has no or more than three dimensions.
+    """
+    if len(shape) == 1:
+        return 1, shape[0], 1
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    raise FreezeError(
+        f"a parameter of shape {tuple(shape)} cannot be frozen by neuron; expected one to three dimensions"
+    )
 
 
-def whole(shape: tuple[int, ...]) -> Block:
-    """The block that is the entire parameter."""
-    rows, cols = matrix_shape(shape)
-    return Block(0, rows, cols, 0, 0)
+def whole(shape: Sequence[int]) -> tuple[Block, ...]:
+    """The entire parameter, stored contiguously."""
+    return rectangle(shape, shape, [0] * len(shape))
+
+
+def rectangle(shape: Sequence[int], local_shape: Sequence[int], offset: Sequence[int]) -> tuple[Block, ...]:
+    """The rectangular shard of `local_shape` at `offset`, stored contiguously; () where it is empty.
+
+    Args:
+        shape: of the whole parameter.
+        local_shape: of the shard, with as many dimensions.
+        offset: of its first element in each dimension.
+    """
+    stack_shape(shape)
+    matrices, rows, cols = stack_shape(local_shape)
+    first, row, col = (0, *offset, 0) if len(shape) == 1 else (0, *offset) if len(shape) == 2 else tuple(offset)
+    if matrices * rows * cols == 0:
+        return ()
+    return tuple(Block(i * rows * cols, rows, cols, row, col, first + i) for i in range(matrices))
+
+
+def flat_slice(shape: Sequence[int], start: int, numel: int) -> tuple[Block, ...]:
+    """Elements [start, start + numel) of the parameter flattened row by row, stored contiguously.
+
+    What lies beyond the parameter's end is padding, in no block.
+    """
+    matrices, rows, cols = stack_shape(shape)
+    size = rows * cols
+    end = min(start + numel, matrices * size)
+    blocks: list[Block] = []
+    for matrix in range(start // size if size else 0, matrices):
+        low, high = max(start, matrix * size), min(end, (matrix + 1) * size)
+        if low >= high:
+            break
+        blocks += _slice_of_matrix(low - start, low - matrix * size, high - matrix * size, cols, matrix)
+    return tuple(blocks)
 
 
 def local_index(selection: Selection, block: Block) -> IndexArray:
@@ -36,3 +90,14 @@ def local_index(selection: Selection, block: Block) -> IndexArray:
     start, length = (block.row, block.rows) if selection.axis == 0 else (block.col, block.cols)
     inside = selection.index[(selection.index >= start) & (selection.index < start + length)]
     return inside - start
+
+
+def _slice_of_matrix(offset: int, low: int, high: int, cols: int, matrix: int) -> Iterator[Block]:
+    """Elements [low, high) of one matrix: a partial first row, whole rows, a partial last row."""
+    while low < high:
+        row, col = divmod(low, cols)
+        rows = (high - low) // cols if col == 0 else 0
+        width = cols if rows else min(cols - col, high - low)
+        block = Block(offset, max(rows, 1), width, row, col, matrix)
+        yield block
+        offset, low = offset + block.numel, low + block.numel

@@ -137,8 +137,8 @@ def _require(weights: Weights, folder: str | Path, names: Iterable[str], neuron_
             raise ModelError(f"{folder} has no parameter {name}, which the mask freezes")
         if weights.shape(name) != neuron_map.shapes[name]:
             raise ModelError(
-                f"{name} has shape {weights.shape(name)} in {folder}, expected {neuron_map.shapes[name]}, as the config "
-                "of the base says"
+                f"{name} has shape {weights.shape(name)} in {folder}, expected {neuron_map.shapes[name]}, as the "
+                "config of the base says"
             )
 
 
@@ -183,7 +183,8 @@ def _digest(name: str, tensor: torch.Tensor, axis: int, index: torch.Tensor) -> 
     from neurofreeze.geometry import whole
 
     shape = tuple(tensor.shape)
-    return fingerprint.text(fingerprint.digest(name, shape, whole(shape), axis, index, tensor.reshape(-1)))
+    (block,) = whole(shape)
+    return fingerprint.text(fingerprint.digest(name, shape, block, axis, index, tensor.reshape(-1)))
 
 
 def _total(digests: Any) -> str:

@@ -48,7 +48,7 @@ def reference(name: str, values: torch.Tensor, axis: int, index: list[int]) -> i
 
 def digest(values: torch.Tensor, axis: int, index: Any, name: str = NAME) -> int:
     shape = tuple(values.shape)
-    return fingerprint.digest(name, shape, whole(shape), axis, torch.tensor(index), values.reshape(-1))
+    return fingerprint.digest(name, shape, *whole(shape), axis, torch.tensor(index), values.reshape(-1))
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -163,7 +163,7 @@ def test_the_digest_does_not_depend_on_how_it_is_chunked(
 
 def test_nothing_chosen_digests_to_zero() -> None:
     index = torch.tensor([], dtype=torch.int64)
-    assert fingerprint.digest(NAME, (3, 2), whole((3, 2)), 0, index, random(6)) == 0
+    assert fingerprint.digest(NAME, (3, 2), *whole((3, 2)), 0, index, random(6)) == 0
 
 
 def test_text_is_sixteen_digits() -> None:

@@ -81,7 +81,7 @@ def test_check_notices_moments_that_came_back() -> None:
     optimizer.load_state_dict(state)
     with pytest.raises(FreezeError, match="optimizer state of frozen elements is not zero"):
         freezer.check()
-    freezer.clear_moments()
+    freezer.sync()
     freezer.check()
 
 

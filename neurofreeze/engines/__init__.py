@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from neurofreeze.engines.base import Engine, Shard
 from neurofreeze.engines.plain import PlainEngine
 from neurofreeze.errors import FreezeError
 
 __all__ = ["Engine", "PlainEngine", "Shard", "recognise"]
+
+_REFUSED = ("FullyShardedDataParallel", "DataParallel", "PipelineEngine")
 
 
 def recognise(model: Any, optimizer: Any) -> Engine:
@@ -22,21 +25,73 @@ def recognise(model: Any, optimizer: Any) -> Engine:
     """
     if not isinstance(model, nn.Module):
         raise FreezeError(f"expected a torch module to freeze, found {type(model).__name__}")
-    for module in (type(m) for m in model.modules()):
-        _refuse_sharded(module)
-    if any(type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in model.parameters()):
-        raise FreezeError("the model's parameters are sharded (FSDP2 or ZeRO-3), which this version cannot freeze yet")
-    while not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith("accelerate."):
+    return _recognise(model, optimizer)
+
+
+def _recognise(model: Any, optimizer: Any) -> Engine:
+    for module in model.modules():
+        _refuse(type(module))
+    if _is_deepspeed(model):
+        from neurofreeze.engines.deepspeed import DeepSpeedEngine
+
+        _refuse_deepcompile(model)
+        return DeepSpeedEngine(model.module, model.optimizer) if _is_zero(model.optimizer) else _plain_deepspeed(model)
+    base = _unwrap(optimizer)
+    if _is_zero(base):
+        from neurofreeze.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, base)
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise FreezeError(
+            "the model's parameters belong to ZeRO-3, but the optimizer is not DeepSpeed's; pass the engine"
+        )
+    if type(base).__module__.startswith(("deepspeed.", "bitsandbytes.")):
+        raise FreezeError(f"{type(base).__name__} is not among the optimizers in which freezing is verified yet")
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        from neurofreeze.engines.fsdp2 import FSDP2Engine
+
+        return FSDP2Engine(model, base)
+    return PlainEngine(model, base)
+
+
+def _unwrap(optimizer: Any) -> Any:
+    while not _is_zero(optimizer) and (
+        not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith("accelerate.")
+    ):
         if not hasattr(optimizer, "optimizer"):
             raise FreezeError(f"expected a torch optimizer, found {type(optimizer).__name__}")
         optimizer = optimizer.optimizer
-    if type(optimizer).__module__.startswith(("deepspeed.", "bitsandbytes.")):
-        raise FreezeError(f"{type(optimizer).__name__} is not among the optimizers in which freezing is verified yet")
-    return PlainEngine(model, optimizer)
+    return optimizer
 
 
-def _refuse_sharded(module: type) -> None:
+def _plain_deepspeed(engine: Any) -> Engine:
+    """DeepSpeed's stage 0 in fp32 steps the model's own parameters with the base optimizer."""
+    found = PlainEngine(engine.module, _unwrap(engine.optimizer))
+    found.name = "deepspeed stage 0 fp32"
+    return found
+
+
+def _is_deepspeed(model: Any) -> bool:
+    return any(base.__name__ == "DeepSpeedEngine" for base in type(model).__mro__)
+
+
+def _is_zero(optimizer: Any) -> bool:
+    # Every optimizer that DeepSpeed wraps around a base optimizer, verified or not: DeepSpeedEngine refuses the rest.
+    return type(optimizer).__module__.startswith("deepspeed.runtime.") and hasattr(optimizer, "optimizer")
+
+
+def _refuse_deepcompile(engine: Any) -> None:
+    enabled = getattr(engine, "is_deepcompile_enabled", None)
+    if enabled is not None and enabled():
+        raise FreezeError(
+            "DeepCompile bypasses gradient hooks, so freezing under it cannot be guaranteed; switch it off"
+        )
+
+
+def _refuse(module: type) -> None:
     names = {base.__name__ for base in module.__mro__}
-    for name in ("FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine", "DataParallel"):
+    for name in _REFUSED:
         if name in names:
-            raise FreezeError(f"freezing under {name} is not verified yet; use one process or DDP")
+            raise FreezeError(
+                f"freezing under {name} is not verified yet; use one process, DDP, FSDP2 or DeepSpeed ZeRO"
+            )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from neurofreeze import freeze
@@ -121,15 +120,6 @@ def one_rank_has_no_mask() -> None:
     freeze(model, optimizer, mask if dist.get_rank() == 0 else None)
 
 
-def fsdp2() -> None:
-    model = tiny.model("llama")
-    mask = mask_for(model)
-    for layer in model.model.layers:
-        fully_shard(layer)
-    fully_shard(model)
-    freeze(model, optimizer_of(model), mask)
-
-
 SCENARIOS: list[Callable[[], None]] = [
     all_is_well,
     masks_differ,
@@ -137,7 +127,6 @@ SCENARIOS: list[Callable[[], None]] = [
     frozen_weights_differ,
     one_rank_writes_a_frozen_weight,
     one_rank_has_no_mask,
-    fsdp2,
 ]
 
 
@@ -186,17 +175,13 @@ def test_different_frozen_weights_are_refused_on_every_rank(raised: list[dict[st
 
 
 def test_a_frozen_weight_changed_on_one_rank_is_noticed_on_every_rank(raised: list[dict[str, str]]) -> None:
-    found = [rank["one_rank_writes_a_frozen_weight"] for rank in raised]
-    assert found[0].startswith("FreezeError: the check of frozen elements failed on rank 1: frozen elements changed")
-    assert found[1].startswith("FreezeError: frozen elements changed")
+    for rank in raised:
+        assert rank["one_rank_writes_a_frozen_weight"].startswith(
+            "FreezeError: the fingerprint of the frozen weights differs between ranks"
+        )
 
 
 def test_a_mask_missing_on_one_rank_is_refused_on_every_rank(raised: list[dict[str, str]]) -> None:
     found = [rank["one_rank_has_no_mask"] for rank in raised]
     assert found[0].startswith("FreezeError: freeze failed on rank 1: freeze() was given no mask")
     assert found[1].startswith("MaskError: freeze() was given no mask")
-
-
-def test_fsdp2_is_refused(raised: list[dict[str, str]]) -> None:
-    for rank in raised:
-        assert rank["fsdp2"].startswith("FreezeError: freezing under FSDPModule is not verified yet")
