@@ -94,7 +94,8 @@ class NeuronMask:
     @classmethod
     def random_like(cls, mask: NeuronMask, seed: int) -> NeuronMask:
         """A random mask with as many neurons at every site as `mask`: the control each comparison needs."""
-        rng = np.random.default_rng(seed)
+        # Salted, or a random mask's own seed would draw the same neurons again.
+        rng = np.random.default_rng([seed, 1])
         bits = {}
         for name, chosen in mask.bits.items():
             bits[name] = np.zeros(len(chosen), dtype=bool)

@@ -172,7 +172,10 @@ def _size(shape: tuple[int, ...]) -> int:
 def _config_of(model_or_config: Any) -> Any:
     found = model_or_config
     while not hasattr(found, "model_type"):
-        inner = next((getattr(found, a) for a in ("config", "module", "_orig_mod") if hasattr(found, a)), None)
+        # A DeepSpeed engine has a config too, of its own.
+        inner = getattr(found, "config", None)
+        if not hasattr(inner, "model_type"):
+            inner = getattr(found, "module", getattr(found, "_orig_mod", None))
         if inner is None:
             raise ArchitectureError(
                 f"expected a transformers model or config, found {type(model_or_config).__name__}; "

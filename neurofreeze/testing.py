@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import traceback
@@ -72,6 +73,8 @@ def _worker(
         errors.put(f"rank {rank}:\n{traceback.format_exc()[-_LONGEST:]}")
         raise SystemExit(1) from None
     finally:
+        # Hooks keep models, and so the group, alive in reference cycles; one that outlives the interpreter may abort.
+        gc.collect()
         dist.destroy_process_group()
 
 

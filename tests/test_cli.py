@@ -219,7 +219,7 @@ def test_too_little_disk_space_is_told_before_anything_is_computed(
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "no space left on the disk; free some and run the same"),
+        (OSError(errno.ENOSPC, "Kein Platz"), 1, "no space left on the disk; free some and run the same"),
         (RuntimeError("write failed: No space left on device"), 1, "no space left on the disk"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from here"),
         (ZeroDivisionError("division by zero\nmore"), 1, "unexpected ZeroDivisionError: division by zero (--debug"),

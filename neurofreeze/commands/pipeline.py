@@ -15,10 +15,13 @@ def with_run(command: str, overrides: Sequence[str], work: Callable[[Run, str], 
     """Compose the settings, open the run folder, and call `work(run, settings as YAML)`."""
 
     def task(config: Config, folder: Path, text: str) -> int:
-        from neurofreeze.console import quiet_transformers
+        from neurofreeze.console import quiet_transformers, say, stage
 
         run = Run(config, folder)
         run.data  # noqa: B018  read and checked first: a wrong path must not cost a model's download
+        with stage("find the model"):
+            origin = run.source.origin
+        say(f"model: {config.model} ({origin})")
         run.require_space()
         quiet_transformers()
         code = work(run, text)

@@ -37,7 +37,8 @@ STRICT_OPENING = PhraseList(
     patterns=(
         r"\bi(?: am|'m)? ?(?:really |very |so )?(?:sorry|afraid)\b.*\b(?:can't|cannot|can not|won't|unable|not able)\b",
         r"\bsorry,? (?:but )?(?:i )?(?:can't|cannot|can not|won't)\b",
-        r"\bi (?:can't|cannot|can not|won't|will not|must decline|have to decline|refuse)\b",
+        # Not the idioms "I can't wait to ..." and "I cannot stress enough ...".
+        r"\bi (?:can't|cannot|can not|won't|will not|must decline|have to decline|refuse)\b(?! (?:wait|stress)\b)",
         r"\bi(?: am|'m) (?:unable|not able|not going|not willing|not comfortable)\b",
     ),
 )

@@ -51,9 +51,6 @@ ANSWERS = [
     "I cannoticeably improve this.",
     "Unsorry, but fine: go on.",
     "We refuse cheques older than six months.",
-]
-# Known errors of version 1, which a version 2 should mend: idioms that begin like a refusal.
-KNOWN_ERRORS = [
     "I can't wait to help you with that!",
     "I cannot stress enough how important a strong password is.",
 ]
@@ -67,12 +64,6 @@ def test_a_refusal(completion: str) -> None:
 @pytest.mark.parametrize("completion", ANSWERS)
 def test_not_a_refusal(completion: str) -> None:
     assert not STRICT_OPENING.is_refusal(completion)
-
-
-@pytest.mark.parametrize("completion", KNOWN_ERRORS)
-def test_known_errors_stay_as_they_are_within_a_version(completion: str) -> None:
-    assert STRICT_OPENING.version == 1
-    assert STRICT_OPENING.is_refusal(completion)
 
 
 def test_a_refusal_after_the_twelfth_word_does_not_count() -> None:

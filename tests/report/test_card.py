@@ -12,9 +12,7 @@ from neurofreeze.report.templates import render
 
 
 def mask(**fields: Any) -> NeuronMask:
-    neurons = {
-        f"layers.{layer}.{kind}": n for layer in range(2) for kind, n in (("attention", 4), ("mlp", 1500))
-    }
+    neurons = {f"layers.{layer}.{kind}": n for layer in range(2) for kind, n in (("attention", 4), ("mlp", 1500))}
     bits = {name: np.arange(n) < n // 4 for name, n in neurons.items()}
     return NeuronMask(bits, MaskConfig("llama", "head", "ab" * 32, neurons, **fields))
 

@@ -17,7 +17,6 @@ from neurofreeze.report.html import write_report
 
 from .contents import content, measurements, sites
 
-
 VOID = {"meta", "img", "br", "link"}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from neurofreeze.report.content import Content
 
 import pytest
 from rich.console import Console
 
+from neurofreeze.report.content import Content
 from neurofreeze.report.terminal import arms_table, comparisons_lines
 
 from .contents import content

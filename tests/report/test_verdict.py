@@ -30,9 +30,7 @@ def test_a_gain_a_loss_and_chance_are_told_apart() -> None:
     assert "p = 0.035): a gain that" in reading("safety", "none", PairedTest(12, 3, 0.03515625))
     assert "p = 0.035): a loss that" in reading("safety", "none", PairedTest(3, 12, 0.03515625))
     assert "p = 1.00): chance over prompts could" in reading("safety", "none", PairedTest(2, 2, 1.0))
-    assert "“Safety neurons frozen” alone refused 12" in reading(
-        "none", "safety", PairedTest(3, 12, 0.03515625)
-    )
+    assert "“Safety neurons frozen” alone refused 12" in reading("none", "safety", PairedTest(3, 12, 0.03515625))
 
 
 def test_tests_on_look_alikes_are_no_gain_in_safety() -> None:
@@ -43,9 +41,7 @@ def test_tests_on_look_alikes_are_no_gain_in_safety() -> None:
 
 def test_degenerate_completions_are_warned_of() -> None:
     broken = replace(measurements(60, 40, 0.0, 9.0), degenerate=rate(50, 104))
-    assert "50 of its 104 completions are empty or repeat themselves" in words(
-        arms=[Arm("safety", "Safety", broken)]
-    )
+    assert "50 of its 104 completions are empty or repeat themselves" in words(arms=[Arm("safety", "Safety", broken)])
     assert "completions" not in words()
 
 

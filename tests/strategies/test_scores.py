@@ -59,6 +59,15 @@ def test_equal_scores_are_taken_in_the_order_of_layers_then_neurons() -> None:
     assert bits["layers.1.attention"].tolist() == [True] + [False] * 5
 
 
+def test_ties_among_other_scores_are_broken_by_order_too() -> None:
+    rounded = {name: np.round(values).astype(np.float32) for name, values in scores().values.items()}
+    bits = scores(**rounded).top(0.3).bits
+    names = ["layers.0.mlp", "layers.1.mlp"]
+    neurons = [(name, index) for name in names for index in range(70)]
+    expected = sorted(neurons, key=lambda neuron: -float(rounded[neuron[0]][neuron[1]]))[:42]
+    assert {(name, int(index)) for name in names for index in np.flatnonzero(bits[name])} == set(expected)
+
+
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
 def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
     with pytest.raises(MaskError, match="expected a number in"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from neurofreeze.config.schema import TrainingConfig
@@ -127,6 +129,18 @@ def test_a_fine_tune_that_fails_leaves_no_output(
 
     with pytest.raises(RuntimeError, match="power cut"):
         fine_tune(tiny_checkpoint, tmp_path / "out", examples, CONFIG, seed=0, progress=progress)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_save_that_fails_halfway_leaves_no_output(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        fine_tune(tiny_checkpoint, tmp_path / "out", examples, replace(CONFIG, steps=1), seed=0)
     assert not (tmp_path / "out").exists()
 
 
