@@ -320,20 +320,19 @@ class _Reader:
 
 def _on_meta(config: Any) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = deepcopy(config)
     # A quantized checkpoint has the neurons of its dense model, which is what the map describes.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
         raise ArchitectureError(
-            f"architecture {config.model_type!r} has no causal language model in transformers: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+            f"architecture {config.model_type!r} has no causal language model in transformers ({type(config).__name__})"
+        )
+    models = found if isinstance(found, (list, tuple)) else (found,)
+    wanted = next((m for m in models if m.__name__ in (config.architectures or ())), models[0])
+    # The class itself: AutoModelForCausalLM.from_config would shard it where ZeRO-3 is switched on.
+    with torch.device("meta"):
+        return wanted(config)

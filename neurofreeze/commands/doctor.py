@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from neurofreeze.commands.settings import compose
@@ -41,18 +42,19 @@ def _doctor(config: Config, folder: Path, _: str) -> int:
 
 
 def _neurons(neuron_map: NeuronMap) -> Table:
-    table = Table(title=f"{neuron_map.total:,} neurons")
+    table = Table(title=f"{neuron_map.total:,} neurons", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("kind", no_wrap=True)
     table.add_column("sites", justify="right")
     table.add_column("neurons each", justify="right")
-    table.add_column("parameter", overflow="fold")
+    table.add_column("parameter", overflow="fold", min_width=24)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("one neuron owns")
     rows: dict[tuple[str, ...], int] = {}
     for site in neuron_map.sites.values():
         for member in site.members:
             shape = "x".join(map(str, neuron_map.shapes[member.parameter]))
-            row = (site.kind, f"{site.neurons:,}", _starred(member.parameter), shape, _owns(member))
+            within = member.parameter.partition(f".{site.layer}.")[2] or member.parameter
+            row = (site.kind, f"{site.neurons:,}", within, shape, _owns(member))
             rows[row] = rows.get(row, 0) + 1
     for (kind, *cells), sites in rows.items():
         table.add_row(kind, str(sites), *cells)
@@ -70,7 +72,7 @@ def _rest(neuron_map: NeuronMap) -> Table:
     for name in neuron_map.rest:
         counts[_starred(name)] = counts.get(_starred(name), 0) + math.prod(neuron_map.shapes[name])
     total = sum(map(math.prod, neuron_map.shapes.values()))
-    table = Table("parameter", title="rest: in no neuron, always trained")
+    table = Table("parameter", title="rest: in no neuron, always trained", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("elements", justify="right")
     table.add_column("share", justify="right")
     for name, count in counts.items():

@@ -17,7 +17,7 @@ def with_run(command: str, overrides: Sequence[str], work: Callable[[Run, str], 
     def task(config: Config, folder: Path, text: str) -> int:
         from neurofreeze.console import quiet_transformers, say, stage
 
-        run = Run(config, folder)
+        run = Run(config, folder, overrides)
         run.data  # noqa: B018  read and checked first: a wrong path must not cost a model's download
         with stage("find the model"):
             origin = run.source.origin

@@ -12,7 +12,12 @@ from neurofreeze.errors import FreezeError
 from neurofreeze.freezer import Freezer, freeze
 from neurofreeze.mask import NeuronMask
 
-_VERIFIED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+_VERIFIED = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.DEEPSPEED,
+}
 
 
 class FreezeCallback(TrainerCallback):
@@ -37,7 +42,7 @@ class FreezeCallback(TrainerCallback):
         """Attach once the model is wrapped, the optimizer built and any checkpoint loaded."""
         found = AcceleratorState().distributed_type
         if found not in _VERIFIED:
-            raise FreezeError(f"freezing under {found.value} is not verified yet; use one process or DDP")
+            raise FreezeError(f"freezing under {found.value} is not verified yet; use one process, DDP or DeepSpeed")
         self.freezer = freeze(kwargs["model"], kwargs["optimizer"], self.mask)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

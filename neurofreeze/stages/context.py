@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,9 @@ from neurofreeze.stages.folder import RunFolder, settings_digest
 class Run:
     """One run: settings and folder, with data and model found when first needed."""
 
-    def __init__(self, config: Config, path: Path) -> None:
+    def __init__(self, config: Config, path: Path, overrides: Sequence[str] = ()) -> None:
         self.config = config
+        self.overrides = tuple(overrides)  # as given on the command line, for the report
         self.folder = RunFolder(path, config.overwrite)
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from datetime import datetime, timezone
 from itertools import combinations
 from typing import Any
@@ -72,7 +73,7 @@ def gather(run: Run, config_yaml: str) -> Content:
             for role, examples in run.data.roles().items()
             if align["aligned"] or role != "alignment"
         ],
-        command=f"neurofreeze run hydra.run.dir={run.folder.path.name}",
+        command=shlex.join(["neurofreeze", "run", *run.overrides]),
         config_yaml=config_yaml,
         notes=_notes(run, align),
     )

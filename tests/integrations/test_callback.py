@@ -174,7 +174,7 @@ def test_a_mask_for_another_model_stops_before_the_first_step(model: Any, mask: 
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.MEGATRON_LM])
 def test_engines_that_are_not_verified_are_refused_by_name(
     kind: DistributedType, model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
