@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import socket
+import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-_TIMEOUT = timedelta(seconds=120)
-# Characters of a traceback. Nobody reads the pipe before the ranks end, and it holds 64 KiB.
-_LONGEST = 6000
+_COLLECTIVE_TIMEOUT = timedelta(seconds=120)
+_GRACE = 5.0  # seconds in which the other ranks may say why they failed too
+_LONGEST = 6000  # characters kept of a traceback
 
 
 def run_distributed_test(
-    function: Callable[..., None], world_size: int = 2, backend: str = "gloo", args: tuple[Any, ...] = ()
+    function: Callable[..., None],
+    world_size: int = 2,
+    backend: str = "gloo",
+    args: tuple[Any, ...] = (),
+    timeout: float = 600.0,
 ) -> None:
     """Call `function(*args)` in `world_size` new processes that form one process group.
 
@@ -29,30 +35,58 @@ def run_distributed_test(
         world_size: number of ranks, all on this machine.
         backend: of torch.distributed.
         args: passed to every rank.
+        timeout: seconds for all of it.
 
     Raises:
-        AssertionError: if a rank raised, with that rank's traceback.
+        AssertionError: if a rank raised, died or did not end in time, with the tracebacks there are.
     """
     context: Any = mp.get_context("spawn")
-    errors = context.SimpleQueue()
-    rendezvous = f"tcp://127.0.0.1:{_free_port()}"
-    ranks = [
-        context.Process(target=_worker, args=(rank, world_size, backend, rendezvous, function, args, errors))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(_TIMEOUT.total_seconds() * 2)
-    alive = [rank for rank, process in enumerate(ranks) if process.is_alive()]
-    for process in ranks:
-        process.kill()
-    failures = []
-    while not errors.empty():
-        failures.append(errors.get())
-    if failures or alive or any(process.exitcode for process in ranks):
-        codes = [process.exitcode for process in ranks]
-        raise AssertionError("\n".join([f"exit codes {codes}, still running: {alive}", *failures]))
+    done = context.Event()
+    # A file, not a port: a free port may be taken again before rank 0 binds it.
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
+        ranks = [
+            context.Process(
+                target=_worker,
+                args=(rank, world_size, backend, f"file://{folder}/rendezvous", function, args, writer, done),
+            )
+            for rank, (_, writer) in enumerate(pipes)
+        ]
+        for process, (_, writer) in zip(ranks, pipes, strict=True):
+            process.start()
+            writer.close()
+        try:
+            failures = _outcomes([reader for reader, _ in pipes], timeout)
+        finally:
+            done.set()
+            for process in ranks:
+                process.join(_GRACE)
+                process.kill()
+    if failures:
+        raise AssertionError("\n".join(f"rank {rank}: {failures[rank]}" for rank in sorted(failures)))
+
+
+def _outcomes(readers: list[Any], timeout: float) -> dict[int, str]:
+    """Rank -> what went wrong. Returns when all ranks have reported, or soon after the first failure."""
+    waiting: dict[Any, int] = dict(zip(readers, range(len(readers)), strict=True))
+    failures: dict[int, str] = {}
+    deadline = time.monotonic() + timeout
+    while waiting:
+        ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        for reader in ready:
+            rank = waiting.pop(reader)
+            try:
+                message = reader.recv()
+            except EOFError:
+                message = "died without a word"
+            if message is not None:
+                failures[rank] = message
+                deadline = min(deadline, time.monotonic() + _GRACE)
+    if waiting and not failures:
+        failures = dict.fromkeys(waiting.values(), f"still running after {timeout:.0f} s")
+    return failures
 
 
 def _worker(
@@ -62,23 +96,22 @@ def _worker(
     rendezvous: str,
     function: Callable[..., None],
     args: tuple[Any, ...],
-    errors: Any,
+    outcome: Any,
+    done: Any,
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    dist.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     try:
+        dist.init_process_group(
+            backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
+        )
         function(*args)
+        outcome.send(None)
     except BaseException:
-        errors.put(f"rank {rank}:\n{traceback.format_exc()[-_LONGEST:]}")
-        raise SystemExit(1) from None
-    finally:
-        # Hooks keep models, and so the group, alive in reference cycles; one that outlives the interpreter may abort.
-        gc.collect()
-        dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        outcome.send(f"raised\n{traceback.format_exc()[-_LONGEST:]}")
+    # No rank leaves while another may still hear from it, and none goes through the interpreter's shutdown, where a
+    # process group that something still refers to may abort.
+    done.wait()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -123,6 +123,10 @@ def test_an_argument_that_is_no_setting_is_refused(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("+foo=1", "unknown setting 'foo'"),
+        ("+training.foo=1", "unknown setting 'training.foo'"),
+        ("training=3", "Config group override must be a string"),
+        ("model=", "model is ''; expected a checkpoint folder"),
         ("fractoin=0.1", "unknown setting 'fractoin', did you mean 'fraction'?"),
         ("training.stepz=3", "unknown setting 'training.stepz', did you mean 'training.steps'?"),
         ("seed=many", "seed: Value 'many' of type 'str' could not be converted to Integer"),

@@ -58,6 +58,8 @@ def compose(
     sys.argv = [f"neurofreeze {command}", *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(wrapped)()
+    except ValueError as error:  # from composing: what `task` raises is kept apart
+        raise ConfigError(" ".join(str(error).split())) from error
     finally:
         sys.argv = arguments
     if failure is not None:

@@ -138,6 +138,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        _check(bool(self.model), "model", self.model, "a checkpoint folder, a GGUF file, a hub id or a short name")
         _check(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
         _check(self.granularity in ("head", "channel"), "granularity", self.granularity, "head or channel")
         _check(bool(self.arms) and set(self.arms) <= set(ARMS), "arms", self.arms, f"one or more of {list(ARMS)}")

@@ -7,7 +7,7 @@ holds the values from before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -167,47 +167,58 @@ def _partition(parameter: Any) -> torch.Tensor:
 
 
 def _stage_1_and_2(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Iterator[ZeroShard]:
-    names = {id(p): name for name, p in parameters.items()}
-    for group, members in enumerate(zero.round_robin_bit16_groups):
-        process_group = zero.real_dp_process_group[group]
-        size = zero.bit16_groups_flat[group].numel() // dist.get_world_size(process_group)
-        low = dist.get_rank(process_group) * size
-        for parameter, offset in zip(members, zero.round_robin_bit16_offsets[group], strict=True):
-            if id(parameter) in names:
-                yield _flat_partition_shard(
-                    names[id(parameter)],
-                    parameter,
-                    optimizers,
-                    owner=partial(_at, zero, "single_partition_of_fp32_groups", group),
-                    partition=(low, size),
-                    offset=offset,
-                )
+    groups = zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_offsets, zero.bit16_groups_flat, strict=True)
+    for number, (members, offsets, flat_group) in enumerate(groups):
+        owner = partial(_at, zero, "single_partition_of_fp32_groups", number)
+        partition = _partition_of(flat_group, zero.real_dp_process_group[number])
+        yield from _overlaps(parameters, optimizers, owner, zip(members, offsets, strict=True), partition)
 
 
-def _flat_partition_shard(
-    name: str,
-    parameter: nn.Parameter,
+def _bf16(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Iterator[ZeroShard]:
+    for number, (members, flat_group) in enumerate(zip(zero.bf16_groups, zero.bf16_groups_flat, strict=True)):
+        owner = partial(_at, zero, "fp32_groups_flat_partition", number)
+        partition = _partition_of(flat_group, zero.real_dp_process_group[number])
+        yield from _overlaps(parameters, optimizers, owner, _packed(members), partition)
+
+
+def _partition_of(flat_group: torch.Tensor, process_group: Any) -> tuple[int, int]:
+    """Start and size of the part of a flattened group that this rank owns."""
+    size = flat_group.numel() // dist.get_world_size(process_group)
+    return dist.get_rank(process_group) * size, size
+
+
+def _packed(members: Iterable[nn.Parameter]) -> Iterator[tuple[nn.Parameter, int]]:
+    """Parameters laid one after the other, each with its offset."""
+    offset = 0
+    for parameter in members:
+        yield parameter, offset
+        offset += parameter.numel()
+
+
+def _overlaps(
+    parameters: Parameters,
     optimizers: Optimizers,
-    *,
     owner: Callable[[], torch.Tensor],
+    placed: Iterable[tuple[nn.Parameter, int]],
     partition: tuple[int, int],
-    offset: int,
-) -> ZeroShard:
-    """The overlap of a parameter at `offset` of a flat group with this rank's partition (start, size) of the group."""
+) -> Iterator[ZeroShard]:
+    """The part of each placed parameter that lies in this rank's partition (start, size) of the flattened group."""
+    names = {id(p): name for name, p in parameters.items()}
     low, size = partition
-    begin = max(offset, low)
-    end = max(begin, min(offset + parameter.numel(), low + size))
-    start = begin - offset
-    return ZeroShard(
-        name,
-        parameter,
-        optimizers,
-        owner=owner,
-        offset=begin - low,
-        start=start,
-        numel=end - begin,
-        low_precision=partial(_from, parameter, start),
-    )
+    for parameter, offset in placed:
+        if id(parameter) in names:
+            begin = max(offset, low)
+            end = max(begin, min(offset + parameter.numel(), low + size))
+            yield ZeroShard(
+                names[id(parameter)],
+                parameter,
+                optimizers,
+                owner=owner,
+                offset=begin - low,
+                start=begin - offset,
+                numel=end - begin,
+                low_precision=partial(_from, parameter, begin - offset),
+            )
 
 
 def _stage_3(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Iterator[ZeroShard]:
@@ -231,62 +242,39 @@ def _stage_3(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Itera
         )
 
 
-def _bf16(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Iterator[ZeroShard]:
-    names = {id(p): name for name, p in parameters.items()}
-    for group, members in enumerate(zero.bf16_groups):
-        process_group = zero.real_dp_process_group[group]
-        size = zero.bf16_groups_flat[group].numel() // dist.get_world_size(process_group)
-        low = dist.get_rank(process_group) * size
-        offset = 0
-        for parameter in members:
-            if id(parameter) in names:
-                yield _flat_partition_shard(
-                    names[id(parameter)],
-                    parameter,
-                    optimizers,
-                    owner=partial(_at, zero, "fp32_groups_flat_partition", group),
-                    partition=(low, size),
-                    offset=offset,
-                )
-            offset += parameter.numel()
-
-
 def _unfused(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Iterator[ZeroShard]:
-    names = {id(p): name for name, p in parameters.items()}
     for group, members in enumerate(zero.fp16_groups):
         for place, parameter in enumerate(members):
-            if id(parameter) in names:
-                yield ZeroShard(
-                    names[id(parameter)],
-                    parameter,
-                    optimizers,
-                    owner=partial(_at, zero, "fp32_groups", group, place),
-                    offset=0,
-                    start=0,
-                    numel=parameter.numel(),
-                    low_precision=partial(_from, parameter, 0),
-                    replica=Replica("world", rank()),
-                )
+            owner = partial(_at, zero, "fp32_groups", group, place)
+            yield from _copies(parameters, optimizers, owner, [(parameter, 0)])
 
 
 def _fused(zero: Any, parameters: Parameters, optimizers: Optimizers) -> Iterator[ZeroShard]:
-    names = {id(p): name for name, p in parameters.items()}
     for group, members in enumerate(zero.fp16_groups):
-        offset = 0
-        for parameter in members:
-            if id(parameter) in names:
-                yield ZeroShard(
-                    names[id(parameter)],
-                    parameter,
-                    optimizers,
-                    owner=partial(_at, zero, "fp32_groups_flat", group),
-                    offset=offset,
-                    start=0,
-                    numel=parameter.numel(),
-                    low_precision=partial(_from, parameter, 0),
-                    replica=Replica("world", rank()),
-                )
-            offset += parameter.numel()
+        yield from _copies(parameters, optimizers, partial(_at, zero, "fp32_groups_flat", group), _packed(members))
+
+
+def _copies(
+    parameters: Parameters,
+    optimizers: Optimizers,
+    owner: Callable[[], torch.Tensor],
+    placed: Iterable[tuple[nn.Parameter, int]],
+) -> Iterator[ZeroShard]:
+    """Whole parameters, each rank with a master of its own."""
+    names = {id(p): name for name, p in parameters.items()}
+    for parameter, offset in placed:
+        if id(parameter) in names:
+            yield ZeroShard(
+                names[id(parameter)],
+                parameter,
+                optimizers,
+                owner=owner,
+                offset=offset,
+                start=0,
+                numel=parameter.numel(),
+                low_precision=partial(_from, parameter, 0),
+                replica=Replica("world", rank()),
+            )
 
 
 _LOCATORS: dict[str, Callable[[Any, Parameters, Optimizers], Iterator[ZeroShard]]] = {
