@@ -72,7 +72,7 @@ def _outcomes(readers: list[Any], timeout: float) -> dict[int, str]:
     failures: dict[int, str] = {}
     deadline = time.monotonic() + timeout
     while waiting:
-        ready = wait(list(waiting), max(0.0, deadline - time.monotonic()))
+        ready: list[Any] = list(wait(list(waiting), max(0.0, deadline - time.monotonic())))
         if not ready:
             break
         for reader in ready:
