@@ -43,6 +43,8 @@ class FreezeCallback(TrainerCallback):
         found = AcceleratorState().distributed_type
         if found not in _VERIFIED:
             raise FreezeError(f"freezing under {found.value} is not verified yet; use one process, DDP or DeepSpeed")
+        if found == DistributedType.DEEPSPEED:
+            _refuse_deepcompile(AcceleratorState().deepspeed_plugin.deepspeed_config)
         self.freezer = freeze(kwargs["model"], kwargs["optimizer"], self.mask)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -64,3 +66,11 @@ class FreezeCallback(TrainerCallback):
         if self.freezer is None:
             raise FreezeError("training went on without on_train_begin; add FreezeCallback before calling train()")
         return self.freezer
+
+
+def _refuse_deepcompile(config: dict[str, Any]) -> None:
+    # The trainer hands over the module, not the engine that would say so itself.
+    if config.get("compile", {}).get("deepcompile"):
+        raise FreezeError(
+            "DeepCompile bypasses gradient hooks, so freezing under it cannot be guaranteed; switch it off"
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -182,6 +183,16 @@ def test_engines_that_are_not_verified_are_refused_by_name(
     trainer = trainer_of(model)
     monkeypatch.setitem(PartialState._shared_state, "distributed_type", kind)
     with pytest.raises(FreezeError, match=f"freezing under {kind.value} is not verified yet"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=None)
+
+
+def test_deepcompile_is_refused(model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = FreezeCallback(mask)
+    trainer = trainer_of(model)
+    plugin = SimpleNamespace(deepspeed_config={"compile": {"deepcompile": True}})
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.DEEPSPEED)
+    monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", property(lambda _: plugin))
+    with pytest.raises(FreezeError, match="DeepCompile bypasses gradient hooks"):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=None)
 
 
