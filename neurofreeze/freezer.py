@@ -11,8 +11,9 @@ whose gradient is zero); and now and then a fingerprint of all frozen bits is co
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from neurofreeze.hooks import before_others
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection
 from neurofreeze.pieces import Piece, cut
+from neurofreeze.record import FreezeRecord
 from neurofreeze.summary import FreezeSummary
 
 
@@ -34,7 +36,7 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
     """Freeze the neurons that `mask` chooses, in this model, under this optimizer, from now on.
 
     Call it after the model is prepared for training (moved, wrapped, its checkpoint loaded) and before the first
-    step. Works for one process, DDP, FSDP2 and DeepSpeed ZeRO, with any torch optimizer, gradient accumulation,
+    step. Works for one process, DDP, FSDP1, FSDP2 and DeepSpeed ZeRO, with any torch optimizer, gradient accumulation,
     clipping, mixed precision, gradient checkpointing and torch.compile. In a distributed job every rank must call it.
 
     Args:
@@ -65,12 +67,20 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         _require_shapes(shards, neuron_map)
         weights = list(cut(shards, selections))
         gradients = list(cut(engine.gradients(selections), selections))
+        gradients_at_step = list(cut(engine.gradients_at_step(selections), selections))
     require_equal("the mask", given.digest)
-    return Freezer(engine, neuron_map, given, selections, weights, gradients)
+    return Freezer(engine, neuron_map, given, selections, weights, gradients, gradients_at_step)
 
 
 class Freezer:
-    """Keeps chosen elements of a model frozen until `detach()`. Made by `freeze()`."""
+    """Keeps chosen elements of a model frozen until `detach()`. Made by `freeze()`.
+
+    Attributes:
+        engine: where weights, gradients and moments are.
+        mask: the neurons that are frozen.
+        fingerprint: of the frozen bits, 16 hexadecimal digits.
+        check_seconds: what the last check of them took on this rank.
+    """
 
     def __init__(
         self,
@@ -80,6 +90,7 @@ class Freezer:
         selections: dict[str, Selection],
         weights: list[Piece[Shard]],
         gradients: list[Piece[Gradient]],
+        gradients_at_step: list[Piece[Gradient]],
     ) -> None:
         self.engine = engine
         self.mask = mask
@@ -87,20 +98,26 @@ class Freezer:
         self._selections = selections
         self._weights = weights
         self._gradients = gradients
+        self._gradients_at_step = gradients_at_step
         self._saved: list[tuple[Piece[Shard], torch.Tensor]] = []
         self._unmasked = self._parameters()
+        self._resumed = False
+        self.check_seconds = 0.0
         self.sync()
         self.fingerprint = self._digest()
         self._require_weights_of_the_mask()
         self._handles = [*self._hook_gradients(), *self._hook_steps()]
 
     def check(self) -> str:
-        """Recompute the fingerprint of all frozen elements; returns it, 16 hexadecimal digits. Collective.
+        """Recompute the fingerprint of all frozen elements; returns it. Collective.
 
         Raises:
             FreezeError: on every rank, if any frozen element changed, a frozen moment is not zero, or the model no
                 longer holds the parameters that were frozen.
         """
+        if self._resumed:
+            self.sync()
+            self._resumed = False
         with all_or_none("the check of frozen elements"):
             self._require_same_parameters()
             for piece in self._weights:
@@ -110,9 +127,34 @@ class Freezer:
         if found != self.fingerprint:
             raise FreezeError(
                 f"frozen elements changed: their fingerprint is {found}, it was {self.fingerprint} when freezing "
-                "began; something wrote to the weights outside optimizer.step()"
+                "began; something wrote to the weights outside optimizer.step(), or loaded others"
             )
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry for freezing to go on: one entry, a JSON text with the mask and fingerprint."""
+        return FreezeRecord(self.mask, self.fingerprint).state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint whose state holds what `state_dict()` returned. Collective.
+
+        The weights are compared with the checkpoint's fingerprint before the next step, or at the next `check()`, so
+        that model and optimizer may be loaded before or after this.
+
+        Raises:
+            FreezeError: on every rank, if the checkpoint carries no mask, or another one.
+        """
+        with all_or_none("resuming"):
+            record = FreezeRecord.of(state)
+            if record.mask != self.mask:
+                raise FreezeError(
+                    f"the checkpoint was trained with {record.mask!r} frozen (digest {record.mask.digest[:12]}), now "
+                    f"{self.mask!r} is ({self.mask.digest[:12]}); resume with the checkpoint's mask, "
+                    "NeuronMask.from_state_dict, or start a new run from its exported weights"
+                )
+        require_equal("the checkpoint's fingerprint", record.fingerprint)
+        self.fingerprint = record.fingerprint
+        self._resumed = True
 
     def summary(self) -> FreezeSummary:
         """Print what is frozen and what trains, site by site (on rank 0), and return it."""
@@ -123,12 +165,14 @@ class Freezer:
 
     def mask_gradients(self) -> None:
         """Zero the gradients of frozen elements now. Needed only by code that assigns `p.grad` itself."""
-        for piece in self._gradients:
+        for piece in self._gradients_at_step or self._gradients:
             piece.zero(piece.of.gradient())
         self._unmasked.clear()
 
     def sync(self) -> None:
-        """Make masters agree with the model's low-precision copy and moments zero. Needed after a checkpoint is loaded.
+        """Make masters agree with the model's low-precision copy and moments zero. Collective.
+
+        Needed after a checkpoint is loaded by other means than `load_state_dict`.
 
         Raises:
             FreezeError: on every rank, if the engine's masters are not where they are expected.
@@ -168,10 +212,12 @@ class Freezer:
             yield optimizer.register_step_post_hook(self._after_step)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self.engine.gradients_at_step():
-            for gradient in self._gradients:
-                if id(gradient.of.parameter) in self._unmasked:
-                    gradient.require_zero(gradient.of.gradient(), "gradient")
+        # torch's checkpoints make room for moments by a step of rate 0, taken before the weights are loaded.
+        if self._resumed and any(group.get("lr", 1) for group in optimizer.param_groups):
+            self.check()
+        for gradient in self._gradients_at_step:
+            if id(gradient.of.parameter) in self._unmasked:
+                gradient.require_zero(gradient.of.gradient(), "gradient")
         self._saved = [
             (piece, piece.read(piece.of.master()))
             for piece in self._stepping(optimizer)
@@ -204,7 +250,10 @@ class Freezer:
         return {id(piece.of.parameter) for piece in self._gradients}
 
     def _digest(self) -> str:
-        return fingerprint.text(_whole_digest(self._weights))
+        started = time.perf_counter()
+        found = fingerprint.text(_whole_digest(self._weights))
+        self.check_seconds = time.perf_counter() - started
+        return found
 
     def _require_weights_of_the_mask(self) -> None:
         if self.mask.config.fingerprint not in (None, self.fingerprint):

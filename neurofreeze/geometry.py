@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from neurofreeze.errors import FreezeError
 from neurofreeze.neurons import IndexArray, Selection
 
@@ -85,11 +87,21 @@ def flat_slice(shape: Sequence[int], start: int, numel: int) -> tuple[Block, ...
     return tuple(blocks)
 
 
-def local_index(selection: Selection, block: Block) -> IndexArray:
-    """Rows (axis 0) or columns (axis 1) of `block` that the selection names, counted from the block's own origin."""
-    start, length = (block.row, block.rows) if selection.axis == 0 else (block.col, block.cols)
-    inside = selection.index[(selection.index >= start) & (selection.index < start + length)]
-    return inside - start
+def local_index(selection: Selection, block: Block, shape: Sequence[int]) -> IndexArray:
+    """Rows (axis 0) or columns (axis 1) of `block` that the selection names, counted from the block's own origin.
+
+    Args:
+        selection: of a parameter.
+        block: a part of it.
+        shape: of the whole parameter.
+    """
+    _, height, width = stack_shape(shape)
+    if selection.axis == 0:
+        first, length = block.matrix * height + block.row, block.rows
+    else:
+        first, length = block.matrix * width + block.col, block.cols
+    begin, end = np.searchsorted(selection.index, (first, first + length))
+    return selection.index[begin:end] - first
 
 
 def _slice_of_matrix(offset: int, low: int, high: int, cols: int, matrix: int) -> Iterator[Block]:

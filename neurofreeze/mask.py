@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from neurofreeze._version import __version__
 from neurofreeze.errors import MaskError
+from neurofreeze.geometry import stack_shape
 from neurofreeze.neurons import BoolArray, NeuronMap, Selection
 
 if TYPE_CHECKING:
@@ -171,8 +172,10 @@ class NeuronMask:
         neuron_map = NeuronMap.of(model, self.config.granularity)  # type: ignore[arg-type]
         dense = {}
         for name, (axis, index) in self.select(neuron_map).items():
-            mask = torch.zeros(neuron_map.shapes[name], dtype=torch.bool)
-            dense[name] = mask.index_fill_(axis, torch.from_numpy(index), True)
+            mask = np.zeros(stack_shape(neuron_map.shapes[name]), dtype=bool)
+            matrix, line = np.divmod(index, mask.shape[axis + 1])
+            mask.swapaxes(1, axis + 1)[matrix, line] = True
+            dense[name] = torch.from_numpy(mask).view(neuron_map.shapes[name])
         return dense
 
     def with_config(self, **fields: Any) -> NeuronMask:
@@ -204,6 +207,17 @@ class NeuronMask:
             found = model if isinstance(model, NeuronMap) else NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
             mask.check(found)
         return mask
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> NeuronMask:
+        """The mask that a checkpoint carries: `state` holds what `Freezer.state_dict()` returned.
+
+        Raises:
+            FreezeError: if it carries none, or a damaged one.
+        """
+        from neurofreeze.record import FreezeRecord
+
+        return FreezeRecord.of(state).mask
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, revision: str | None = None) -> str:
         """Upload what `save_pretrained` writes to the hub repository `repo_id`; returns the commit's URL."""

@@ -45,7 +45,7 @@ def save(mask: NeuronMask, folder: Path) -> Path:
 
     from neurofreeze.report.templates import render
 
-    tensors: dict[str, Any] = {name: np.packbits(bits, bitorder="little") for name, bits in mask.bits.items()}
+    tensors: dict[str, Any] = pack(mask)
     if mask.scores is not None:
         tensors |= {f"{name}.scores": np.array(scores) for name, scores in mask.scores.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,6 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 
 
 def _config(path: Path) -> MaskConfig:
-    from neurofreeze.mask import FORMAT_VERSION, MaskConfig
-
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -103,8 +101,19 @@ def _config(path: Path) -> MaskConfig:
         ) from error
     except (ValueError, RecursionError) as error:
         raise MaskError(f"{path} is not JSON: {error}") from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Any, where: str) -> MaskConfig:
+    """The config that a JSON value found at `where` holds.
+
+    Raises:
+        MaskError: naming the field that is missing, unknown or of the wrong type.
+    """
+    from neurofreeze.mask import FORMAT_VERSION, MaskConfig
+
     if not isinstance(raw, dict):
-        raise MaskError(f"{path} holds a {type(raw).__name__}, expected an object")
+        raise MaskError(f"{where} holds a {type(raw).__name__}, expected an object")
     if raw.get("format_version") != FORMAT_VERSION:
         raise MaskError(
             f"field 'format_version': found {raw.get('format_version')!r}, expected {FORMAT_VERSION}; "
@@ -112,18 +121,18 @@ def _config(path: Path) -> MaskConfig:
         )
     required = {"model_type", "granularity", "layout", "neurons"}
     for name in [*sorted(required - set(raw)), *sorted(set(raw) - set(_TYPES))]:
-        raise MaskError(f"field '{name}': {'unknown' if name in raw else 'missing'}, in {path}")
+        raise MaskError(f"field '{name}': {'unknown' if name in raw else 'missing'}, in {where}")
     for name, value in raw.items():
         if not isinstance(value, _TYPES[name]):
             wanted = " or ".join(kind.__name__ for kind in _TYPES[name])
-            raise MaskError(f"field '{name}': found {type(value).__name__}, expected {wanted}, in {path}")
+            raise MaskError(f"field '{name}': found {type(value).__name__}, expected {wanted}, in {where}")
     if raw["granularity"] not in ("head", "channel"):
-        raise MaskError(f"field 'granularity': found {raw['granularity']!r}, expected 'head' or 'channel', in {path}")
+        raise MaskError(f"field 'granularity': found {raw['granularity']!r}, expected 'head' or 'channel', in {where}")
     if not raw["neurons"]:
-        raise MaskError(f"field 'neurons': names no site, in {path}")
+        raise MaskError(f"field 'neurons': names no site, in {where}")
     for site, neurons in raw["neurons"].items():
         if type(neurons) is not int or neurons < 1:
-            raise MaskError(f"field 'neurons.{site}': found {neurons!r}, expected a positive whole number, in {path}")
+            raise MaskError(f"field 'neurons.{site}': found {neurons!r}, expected a positive whole number, in {where}")
     assert set(_TYPES) == {field.name for field in fields(MaskConfig)}
     return MaskConfig(**raw)
 
@@ -142,14 +151,24 @@ def _tensors(path: Path, config: MaskConfig) -> tuple[dict[str, Any], dict[str, 
     if set(packed) != set(config.neurons):
         odd = sorted(set(packed) ^ set(config.neurons))
         raise MaskError(f"field 'neurons': sites {odd[:3]} are in only one of {CONFIG} and {WEIGHTS}")
-    bits = {name: _unpack(name, packed[name], neurons) for name, neurons in config.neurons.items()}
+    bits = {name: unpack(name, packed[name], neurons) for name, neurons in config.neurons.items()}
     for name, values in scores.items():
         if not np.isfinite(values).all():
             raise MaskError(f"field 'scores.{name}': holds NaN or infinite values")
     return bits, scores or None
 
 
-def _unpack(name: str, packed: Any, neurons: int) -> Any:
+def pack(mask: NeuronMask) -> dict[str, Any]:
+    """Site -> uint8 [ceil(neurons / 8)]."""
+    return {name: np.packbits(bits, bitorder="little") for name, bits in mask.bits.items()}
+
+
+def unpack(name: str, packed: Any, neurons: int) -> Any:
+    """One site's bits, bool [neurons], from uint8 [ceil(neurons / 8)].
+
+    Raises:
+        MaskError: if it has another type or shape, or bits beyond the last neuron.
+    """
     expected = -(-neurons // 8)
     if packed.dtype != np.uint8 or packed.shape != (expected,):
         raise MaskError(

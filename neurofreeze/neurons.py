@@ -27,7 +27,11 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Selection(NamedTuple):
-    """Rows (axis 0) or columns (axis 1) of one parameter: `index` is sorted, unique, int64."""
+    """Rows (axis 0) or columns (axis 1) of one parameter: `index` is sorted, unique, int64.
+
+    A stack of matrices [E, rows, cols], as experts are kept, is counted through: row r of matrix e is e * rows + r,
+    column c of it e * cols + c. So each matrix has rows or columns of its own chosen.
+    """
 
     axis: int
     index: IndexArray  # type: ignore[assignment]  # shadows tuple.index, which nobody needs here
@@ -153,7 +157,7 @@ class NeuronMap:
     def elements(self, bits: Mapping[str, BoolArray]) -> int:
         """Number of weight elements that the chosen neurons own."""
         return sum(
-            len(selection.index) * _size(self.shapes[name]) // self.shapes[name][selection.axis]
+            len(selection.index) * _size(self.shapes[name]) // _lines(self.shapes[name], selection.axis)
             for name, selection in self.select(bits).items()
         )
 
@@ -163,6 +167,11 @@ def canonical_name(name: str) -> str:
     for wrapper in ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module."):
         name = name.replace(wrapper, "")
     return name.removeprefix("module.")
+
+
+def _lines(shape: tuple[int, ...], axis: int) -> int:
+    """Number of rows (axis 0) or columns (axis 1), over all matrices of a stack."""
+    return shape[0] * shape[axis + 1] if len(shape) == 3 else shape[axis]
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -193,7 +202,7 @@ def _check_members(neuron_map: NeuronMap) -> None:
             raise ArchitectureError(f"{member.parameter} is in the map but not among the model's parameters")
         if axes.setdefault(member.parameter, member.axis) != member.axis:
             raise ArchitectureError(f"{member.parameter} would hold both row neurons and column neurons")
-        if member.axis >= len(shape) or member.index.min() < 0 or member.index.max() >= shape[member.axis]:
+        if member.axis >= len(shape) or member.index.min() < 0 or member.index.max() >= _lines(shape, member.axis):
             raise ArchitectureError(
                 f"{member.parameter} of shape {shape} is too small for axis {member.axis} of the map"
             )

@@ -73,6 +73,6 @@ def cut(located: Iterable[T], selections: Mapping[str, Selection]) -> Iterator[P
     for part in located:
         selection = selections[part.name]
         for block in part.blocks:
-            index = local_index(selection, block)
+            index = local_index(selection, block, part.shape)
             if len(index):
                 yield Piece(part, block, selection.axis, torch.from_numpy(index))

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from neurofreeze.checkpoints import Weights, open_weights
 from neurofreeze.errors import MaskError, ModelError
 from neurofreeze.files import write_atomically
+from neurofreeze.geometry import Block, whole
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
+
+    from neurofreeze.pieces import Piece
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,15 @@ def verify(
     )
 
 
+@dataclass
+class _Whole:
+    """A parameter that is all in one place."""
+
+    name: str
+    shape: tuple[int, ...]
+    blocks: tuple[Block, ...]
+
+
 def _config(folder: str | Path) -> Any:
     from transformers import AutoConfig
 
@@ -150,12 +162,10 @@ def _compare(name: str, before: Weights, after: Weights, selection: Selection | 
     frozen = changed = 0
     digests = ("", "")
     if selection is not None:
-        import torch
-
-        index = torch.from_numpy(selection.index)
-        rows = differs.index_select(selection.axis, index)
-        frozen, changed = rows.numel(), int(rows.sum())
-        digests = (_digest(name, old, selection.axis, index), _digest(name, new, selection.axis, index))
+        for piece in _pieces(name, old, selection):
+            found = piece.read(differs.reshape(-1))
+            frozen, changed = frozen + found.numel(), changed + int(found.sum())
+        digests = (_digest(name, old, selection), _digest(name, new, selection))
     return ParameterCheck(
         name=name,
         shape=tuple(old.shape),
@@ -178,13 +188,17 @@ def _differs(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return old.view(bits[old.element_size()]) != new.view(bits[new.element_size()])
 
 
-def _digest(name: str, tensor: torch.Tensor, axis: int, index: torch.Tensor) -> str:
-    from neurofreeze import fingerprint
-    from neurofreeze.geometry import whole
+def _pieces(name: str, tensor: torch.Tensor, selection: Selection) -> Iterator[Piece[_Whole]]:
+    from neurofreeze.pieces import cut
 
     shape = tuple(tensor.shape)
-    (block,) = whole(shape)
-    return fingerprint.text(fingerprint.digest(name, shape, block, axis, index, tensor.reshape(-1)))
+    return cut([_Whole(name, shape, whole(shape))], {name: selection})
+
+
+def _digest(name: str, tensor: torch.Tensor, selection: Selection) -> str:
+    from neurofreeze import fingerprint
+
+    return fingerprint.text(sum(piece.digest(tensor.reshape(-1)) for piece in _pieces(name, tensor, selection)))
 
 
 def _total(digests: Any) -> str:
@@ -195,12 +209,8 @@ def _total(digests: Any) -> str:
 
 def weights_fingerprint(folder: str | Path, mask: NeuronMask) -> str:
     """Fingerprint of the chosen elements in a checkpoint: what `Freezer.fingerprint` is on the loaded model."""
-    import torch
-
     neuron_map = NeuronMap.of(_config(folder), mask.config.granularity)  # type: ignore[arg-type]
     selections = mask.select(neuron_map)
     with open_weights(folder) as weights:
         _require(weights, folder, selections, neuron_map)
-        return _total(
-            _digest(name, weights[name], axis, torch.from_numpy(index)) for name, (axis, index) in selections.items()
-        )
+        return _total(_digest(name, weights[name], selection) for name, selection in selections.items())

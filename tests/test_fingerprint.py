@@ -96,7 +96,7 @@ def test_blocks_cut_anywhere_add_up_to_the_whole(data: st.DataObject) -> None:
             flat = torch.cat([padding, values[top:bottom, left:right].reshape(-1), padding])
             block = Block(3, bottom - top, right - left, top, left)
             if block.rows and block.cols:
-                local = torch.from_numpy(local_index(Selection(axis, np.array(index)), block))
+                local = torch.from_numpy(local_index(Selection(axis, np.array(index)), block, (rows, cols)))
                 total += fingerprint.digest(NAME, (rows, cols), block, axis, local, flat)
     assert total % fingerprint.MODULUS == digest(values, axis, index)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ def test_what_is_no_module_is_refused() -> None:
         freeze(model.config, adamw(model), mask_for(model))
 
 
-@pytest.mark.parametrize("engine", ["FullyShardedDataParallel", "PipelineEngine", "DataParallel"])
+@pytest.mark.parametrize("engine", ["PipelineEngine", "DataParallel"])
 def test_engines_that_are_not_verified_are_refused_by_name(engine: str) -> None:
     model = tiny.model("llama")
     mask = mask_for(model)
@@ -113,7 +114,7 @@ def test_a_layer_of_fsdp_1_inside_the_model_is_refused() -> None:
     model = tiny.model("llama")
     layer = model.model.layers[1]
     layer.__class__ = type("Wrapped", (type("FullyShardedDataParallel", (), {}), type(layer)), {})
-    with pytest.raises(FreezeError, match="freezing under FullyShardedDataParallel is not verified"):
+    with pytest.raises(FreezeError, match="FullyShardedDataParallel is only inside LlamaForCausalLM"):
         freeze(model, adamw(model), mask_for(model))
 
 
@@ -124,7 +125,24 @@ def test_zero_3_parameters_under_another_optimizer_are_refused() -> None:
         freeze(model, adamw(model), mask_for(model))
 
 
-@pytest.mark.parametrize("library", ["deepspeed.ops.adam", "bitsandbytes.optim"])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("superoffload.superoffload_stage3", "SuperOffloadOptimizer_Stage3"),
+        ("zenflow.zenflow_stage_1_and_2", "ZenFlowZeroOptimizerSequential"),
+        ("zenflow.zenflow_stage_1_and_2", "ZenFlowZeroOptimizerParallel"),
+    ],
+)
+def test_deepspeed_optimizers_that_step_elsewhere_are_refused_by_name(place: str, name: str) -> None:
+    model = tiny.model("llama")
+    kind = getattr(importlib.import_module(f"deepspeed.runtime.{place}"), name)
+    zero = kind.__new__(kind)
+    zero.optimizer = adamw(model)
+    with pytest.raises(FreezeError, match=f"freezing under DeepSpeed's {name} is not verified"):
+        freeze(model, zero, mask_for(model))
+
+
+@pytest.mark.parametrize("library", ["deepspeed.ops.adam", "bitsandbytes.optim", "torchao.optim"])
 def test_optimizers_that_are_not_verified_are_refused(library: str) -> None:
     model = tiny.model("llama")
     kind = type("FusedAdam", (torch.optim.AdamW,), {"__module__": library})

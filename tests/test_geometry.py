@@ -13,41 +13,69 @@ from neurofreeze.errors import FreezeError
 from neurofreeze.geometry import Block, flat_slice, local_index, rectangle, stack_shape, whole
 from neurofreeze.neurons import Selection
 
+Dense = np.ndarray[Any, np.dtype[np.bool_]]
+
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[tuple[int, int], Selection, Block]:
-    rows, cols = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    axis = draw(st.integers(0, 1))
-    index = sorted(draw(st.sets(st.integers(0, (rows, cols)[axis] - 1))))
-    row, col = draw(st.integers(0, rows)), draw(st.integers(0, cols))
-    height, width = draw(st.integers(0, rows - row)), draw(st.integers(0, cols - col))
-    selection = Selection(axis, np.array(index, dtype=np.int64))
-    return (rows, cols), selection, Block(draw(st.integers(0, 5)), height, width, row, col)
+def selections(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Selection, Dense]:
+    """Rows or columns of each matrix of a parameter, and the same as a dense mask set one by one."""
+    stack = np.zeros(stack_shape(shape), bool)
+    axis = draw(st.integers(0, 1 if len(shape) > 1 else 0))
+    lines = stack.shape[axis + 1]
+    chosen = draw(st.sets(st.tuples(st.integers(0, len(stack) - 1), st.integers(0, lines - 1))))
+    for matrix, line in chosen:
+        if axis == 0:
+            stack[matrix, line, :] = True
+        else:
+            stack[matrix, :, line] = True
+    index = sorted(matrix * lines + line for matrix, line in chosen)
+    return Selection(axis, np.array(index, dtype=np.int64)), stack.reshape(shape)
 
 
-@given(cases())
-def test_local_index_marks_in_a_block_what_the_selection_marks_in_the_whole(case: Any) -> None:
-    shape, selection, block = case
-    marked = np.zeros(shape, bool)
-    np.moveaxis(marked, selection.axis, 0)[selection.index] = True
-    local = np.zeros((block.rows, block.cols), bool)
-    np.moveaxis(local, selection.axis, 0)[local_index(selection, block)] = True
-    expected = marked[block.row : block.row + block.rows, block.col : block.col + block.cols]
-    assert np.array_equal(local, expected)
+SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 
 
-@given(cases())
-def test_local_indices_are_sorted_int64(case: Any) -> None:
-    _, selection, block = case
-    found = local_index(selection, block)
-    assert found.dtype == np.int64
-    assert found.tolist() == sorted(set(found.tolist()))
+def marked(selection: Selection, blocks: tuple[Block, ...], shape: tuple[int, ...], size: int) -> Dense:
+    """What the selection marks in a 1-D storage of `size` elements that holds `blocks`."""
+    found = np.zeros(size, bool)
+    for block in blocks:
+        index = local_index(selection, block, shape)
+        assert index.dtype == np.int64
+        assert index.tolist() == sorted(set(index.tolist()))
+        view = found[block.offset : block.offset + block.numel].reshape(block.rows, block.cols)
+        np.moveaxis(view, selection.axis, 0)[index] = True
+    return found
+
+
+@given(SHAPES, st.integers(1, 6), st.data())
+def test_a_mask_cut_into_flat_shards_marks_in_each_what_the_dense_mask_does(
+    shape: tuple[int, ...], world_size: int, data: st.DataObject
+) -> None:
+    selection, dense = data.draw(selections(shape))
+    share = -(-dense.size // world_size) + data.draw(st.integers(0, 3))
+    for rank in range(world_size):
+        expected = np.zeros(share, bool)
+        part = dense.reshape(-1)[rank * share : (rank + 1) * share]
+        expected[: part.size] = part
+        assert np.array_equal(marked(selection, flat_slice(shape, rank * share, share), shape, share), expected)
+
+
+@given(SHAPES, st.data())
+def test_a_mask_cut_into_a_rectangle_marks_what_the_dense_mask_does(
+    shape: tuple[int, ...], data: st.DataObject
+) -> None:
+    selection, dense = data.draw(selections(shape))
+    offset = [data.draw(st.integers(0, length)) for length in shape]
+    local = [data.draw(st.integers(0, length - begin)) for length, begin in zip(shape, offset, strict=True)]
+    cut = tuple(slice(begin, begin + length) for begin, length in zip(offset, local, strict=True))
+    expected = dense[cut].reshape(-1)
+    assert np.array_equal(marked(selection, rectangle(shape, local, offset), shape, expected.size), expected)
 
 
 def test_the_whole_is_one_block() -> None:
     assert whole((5, 7)) == (Block(0, 5, 7, 0, 0),)
     assert whole((5,)) == (Block(0, 5, 1, 0, 0),)
-    assert local_index(Selection(1, np.array([0, 3, 6])), *whole((5, 7))).tolist() == [0, 3, 6]
+    assert local_index(Selection(1, np.array([0, 3, 6])), *whole((5, 7)), (5, 7)).tolist() == [0, 3, 6]
 
 
 def test_a_stack_is_one_block_a_matrix() -> None:
@@ -63,9 +91,6 @@ def test_a_vector_is_a_matrix_of_one_column() -> None:
 def test_other_dimensions_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(FreezeError, match=r"expected one to three dimensions"):
         stack_shape(shape)
-
-
-SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 
 
 def dense_from(blocks: tuple[Block, ...], local: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -113,21 +138,3 @@ def test_a_rectangle_lies_where_numpy_cuts_it(shape: tuple[int, ...], data: st.D
     expected[cut] = values[cut]
     blocks = rectangle(shape, local, offset)
     assert np.array_equal(dense_from(blocks, values[cut].reshape(-1), shape), expected)
-
-
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5), st.integers(0, 1), st.data())
-def test_a_dense_mask_cut_into_flat_shards_is_what_each_shard_indexes(
-    rows: int, cols: int, world_size: int, axis: int, data: st.DataObject
-) -> None:
-    index = sorted(data.draw(st.sets(st.integers(0, (rows, cols)[axis] - 1))))
-    selection = Selection(axis, np.array(index, dtype=np.int64))
-    dense = np.zeros((rows, cols), bool)
-    np.moveaxis(dense, axis, 0)[index] = True
-    share = -(-rows * cols // world_size)
-    for rank in range(world_size):
-        expected = dense.reshape(-1)[rank * share : (rank + 1) * share]
-        found = np.zeros_like(expected)
-        for block in flat_slice((rows, cols), rank * share, share):
-            view = found[block.offset : block.offset + block.numel].reshape(block.rows, block.cols)
-            np.moveaxis(view, axis, 0)[local_index(selection, block)] = True
-        assert np.array_equal(found, expected)

@@ -14,7 +14,9 @@ from neurofreeze.errors import FreezeError
 
 __all__ = ["Engine", "PlainEngine", "Shard", "recognise"]
 
-_REFUSED = ("FullyShardedDataParallel", "DataParallel", "PipelineEngine")
+_REFUSED = ("DataParallel", "PipelineEngine")
+# Moments in 8 bits cannot be seen to be zero; DeepSpeed's own optimizers are verified under its engine only.
+_UNVERIFIED_OPTIMIZERS = ("bitsandbytes.", "deepspeed.", "torchao.")
 
 
 def recognise(model: Any, optimizer: Any) -> Engine:
@@ -45,8 +47,12 @@ def _recognise(model: Any, optimizer: Any) -> Engine:
         raise FreezeError(
             "the model's parameters belong to ZeRO-3, but the optimizer is not DeepSpeed's; pass the engine"
         )
-    if type(base).__module__.startswith(("deepspeed.", "bitsandbytes.")):
+    if type(base).__module__.startswith(_UNVERIFIED_OPTIMIZERS):
         raise FreezeError(f"{type(base).__name__} is not among the optimizers in which freezing is verified yet")
+    if any(_is_a(type(module), "FullyShardedDataParallel") for module in model.modules()):
+        from neurofreeze.engines.fsdp1 import FSDP1Engine
+
+        return FSDP1Engine(model, base)
     if any(isinstance(p, DTensor) for p in model.parameters()):
         from neurofreeze.engines.fsdp2 import FSDP2Engine
 
@@ -72,7 +78,7 @@ def _plain_deepspeed(engine: Any) -> Engine:
 
 
 def _is_deepspeed(model: Any) -> bool:
-    return any(base.__name__ == "DeepSpeedEngine" for base in type(model).__mro__)
+    return _is_a(type(model), "DeepSpeedEngine")
 
 
 def _is_zero(optimizer: Any) -> bool:
@@ -88,10 +94,13 @@ def _refuse_deepcompile(engine: Any) -> None:
         )
 
 
+def _is_a(module: type, name: str) -> bool:
+    return any(base.__name__ == name for base in module.__mro__)
+
+
 def _refuse(module: type) -> None:
-    names = {base.__name__ for base in module.__mro__}
     for name in _REFUSED:
-        if name in names:
+        if _is_a(module, name):
             raise FreezeError(
-                f"freezing under {name} is not verified yet; use one process, DDP, FSDP2 or DeepSpeed ZeRO"
+                f"freezing under {name} is not verified yet; use one process, DDP, FSDP1, FSDP2 or DeepSpeed ZeRO"
             )

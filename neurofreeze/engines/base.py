@@ -78,8 +78,8 @@ class Engine(Protocol):
         """The gradients of the named parameters, as this rank accumulates them."""
         ...
 
-    def gradients_at_step(self) -> bool:
-        """Whether gradients are still in `Gradient.gradient()` when the optimizer steps."""
+    def gradients_at_step(self, names: Collection[str]) -> Sequence[Gradient]:
+        """The gradients of the named parameters where the optimizer finds them; () where they are out of reach."""
         ...
 
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:

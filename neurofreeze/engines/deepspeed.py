@@ -136,9 +136,9 @@ class DeepSpeedEngine:
         """The whole gradients of the named parameters."""
         return [WholeGradient(name, parameter) for name, parameter in find(self.module, names).items()]
 
-    def gradients_at_step(self) -> bool:
-        """DeepSpeed has taken them into its own buffers."""
-        return False
+    def gradients_at_step(self, names: Collection[str]) -> tuple[WholeGradient, ...]:
+        """None: DeepSpeed has taken them into its own buffers."""
+        return ()
 
 
 def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -91,9 +91,9 @@ class FSDP2Engine:
         """The named parameters: hooks on a sharded parameter run after its gradient is reduced and sharded."""
         return self.shards(names)
 
-    def gradients_at_step(self) -> bool:
+    def gradients_at_step(self, names: Collection[str]) -> list[DTensorShard | PlainShard]:
         """Gradients stay in `.grad`."""
-        return True
+        return self.shards(names)
 
 
 def _dtensor(what: str, tensor: torch.Tensor) -> DTensor:

@@ -72,9 +72,9 @@ class PlainEngine:
         """The named parameters, whose gradients are where they are."""
         return self.shards(names)
 
-    def gradients_at_step(self) -> bool:
+    def gradients_at_step(self, names: Collection[str]) -> list[PlainShard]:
         """Gradients stay in `.grad`."""
-        return True
+        return self.shards(names)
 
 
 def require_stepped(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
 from neurofreeze import FreezeError, freeze
 from neurofreeze.testing import run_distributed_test
@@ -23,6 +27,11 @@ from tests.reference import mask_for
 pytestmark = pytest.mark.slow
 
 STEPS = 4
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "DeepSpeedCPUAdam": DeepSpeedCPUAdam,
+    "FusedAdam": FusedAdam,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLASSES = {
     (0, "fp32"): "stage 0 fp32",
@@ -34,51 +43,93 @@ CLASSES = {
     (3, "fp32"): "DeepSpeedZeroOptimizer_Stage3",
     (3, "bf16"): "DeepSpeedZeroOptimizer_Stage3",
 }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to run DeepSpeed, and the class that must be found running it."""
+
+    stage: int
+    dtype: str = "fp32"
+    zero: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "AdamW"
+    zero_init: bool = False
+    engine: str = ""
+
+    @property
+    def expected_engine(self) -> str:
+        return self.engine or CLASSES[self.stage, self.dtype]
+
+
 OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
-# Name -> (stage, precision, more ZeRO settings, more settings).
-CELLS: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {
-    **{f"stage {stage} {dtype}": (stage, dtype, {}, {}) for stage, dtype in CLASSES},
-    **{
-        f"stage {stage} fp32, {name}": (stage, "fp32", settings, {})
-        for stage in (1, 2, 3)
-        for name, settings in {"offload": OFFLOAD, "no overlap": {"overlap_comm": False}}.items()
-    },
-    "stage 1 bf16, fp32 accumulation": (1, "bf16", {}, {"data_types": {"grad_accum_dtype": "fp32"}}),
-    "stage 2 bf16, offload": (2, "bf16", OFFLOAD, {}),
-    "stage 3 bf16, offload": (3, "bf16", OFFLOAD, {}),
-    "stage 2 fp32, overlap": (2, "fp32", {"overlap_comm": True}, {}),
-    "stage 2 fp32, round robin": (2, "fp32", {"round_robin_gradients": True}, {}),
-    "stage 2 bf16, round robin": (2, "bf16", {"round_robin_gradients": True}, {}),
-    "stage 2 fp32, scattered gradients": (2, "fp32", {"contiguous_gradients": False}, {}),
-    "stage 3 fp32, odd sub-groups": (3, "fp32", {"sub_group_size": 300}, {}),
-    "stage 3 fp32, parameters offloaded": (3, "fp32", {**OFFLOAD, "offload_param": {"device": "cpu"}}, {}),
+HALF = {"offload_optimizer": {"device": "cpu", "pin_memory": False, "ratio": 0.5}, "sub_group_size": 3000}
+CELLS: dict[str, Cell] = {
+    **{f"stage {stage} {dtype}": Cell(stage, dtype) for stage, dtype in CLASSES},
+    **{f"stage {stage} fp32, optimizer offloaded": Cell(stage, zero=OFFLOAD) for stage in (1, 2, 3)},
+    **{f"stage {stage} fp32, overlap_comm off": Cell(stage, zero={"overlap_comm": False}) for stage in (1, 2, 3)},
+    "stage 0 bf16, FusedAdam": Cell(0, "bf16", optimizer="FusedAdam", engine="FP16_Optimizer"),
+    "stage 1 bf16, fp32 accumulation": Cell(
+        1, "bf16", more={"data_types": {"grad_accum_dtype": "fp32"}}, engine="BF16_Optimizer"
+    ),
+    "stage 1 fp32, FusedAdam": Cell(1, optimizer="FusedAdam"),
+    "stage 2 bf16, optimizer offloaded": Cell(2, "bf16", OFFLOAD),
+    "stage 2 bf16, optimizer offloaded, DeepSpeedCPUAdam": Cell(2, "bf16", OFFLOAD, optimizer="DeepSpeedCPUAdam"),
+    "stage 2 fp32, overlap_comm": Cell(2, zero={"overlap_comm": True}),
+    "stage 2 fp32, round_robin_gradients": Cell(2, zero={"round_robin_gradients": True}),
+    "stage 2 bf16, round_robin_gradients": Cell(2, "bf16", {"round_robin_gradients": True}),
+    "stage 2 fp32, contiguous_gradients off": Cell(2, zero={"contiguous_gradients": False}),
+    "stage 3 bf16, optimizer offloaded": Cell(3, "bf16", OFFLOAD),
+    "stage 3 fp32, optimizer offloaded, DeepSpeedCPUAdam": Cell(3, zero=OFFLOAD, optimizer="DeepSpeedCPUAdam"),
+    "stage 3 fp32, half of the optimizer offloaded": Cell(3, zero=HALF, optimizer="DeepSpeedCPUAdam"),
+    "stage 3 fp32, optimizer and parameters offloaded": Cell(
+        3, zero={**OFFLOAD, "offload_param": {"device": "cpu", "pin_memory": False}}
+    ),
+    "stage 3 fp32, odd sub_group_size": Cell(3, zero={"sub_group_size": 300}),
+    "stage 3 fp32, zero.Init": Cell(3, zero_init=True),
+    "stage 3 bf16, zero.Init": Cell(3, "bf16", zero_init=True),
 }
 
 
-def start_engine(cell: str, decay: float, groups: int = 1) -> Any:
+def start_engine(cell: Cell, decay: float, groups: int = 1) -> Any:
     import deepspeed
 
-    stage, dtype, zero, more = CELLS[cell]
-    model = tiny.model("llama", dtype=DTYPES[dtype])
-    parameters = list(model.parameters())
-    cut = len(parameters) // groups
-    optimizer = torch.optim.AdamW(
-        [{"params": parameters[i * cut : (i + 1) * cut if i + 1 < groups else None]} for i in range(groups)],
-        lr=0.05,
-        weight_decay=decay,
-        eps=1e-2,
-    )
     config = {
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": 2,
         "gradient_clipping": 0.5,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": stage, **zero},
-        **({"bf16": {"enabled": True}} if dtype == "bf16" else {}),
-        **more,
+        "zero_optimization": {"stage": cell.stage, **cell.zero},
+        **({"bf16": {"enabled": True}} if cell.dtype == "bf16" else {}),
+        **cell.more,
     }
+    model = tiny.model("llama", dtype=DTYPES[cell.dtype])
+    if cell.zero_init:
+        model = born_partitioned(model, config)
+    parameters = list(model.parameters())
+    cut = len(parameters) // groups
+    optimizer = OPTIMIZERS[cell.optimizer](
+        [{"params": parameters[i * cut : (i + 1) * cut if i + 1 < groups else None]} for i in range(groups)],
+        lr=0.05,
+        weight_decay=decay,
+        eps=1e-2,
+    )
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def born_partitioned(model: Any, config: dict[str, Any]) -> Any:
+    """The same model, loaded as transformers does under ZeRO-3: with zero.Init, so that no rank ever holds it whole."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    switched_on = HfDeepSpeedConfig(config)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    del switched_on
+    assert all(p.shape == (0,) and hasattr(p, "ds_id") for p in loaded.parameters())
+    return loaded.eval()
 
 
 def train(engine: Any, data: list[reference.Batches]) -> list[float]:
@@ -102,9 +153,8 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def run_cell(cell: str) -> dict[str, Any]:
-    _, dtype, *_ = CELLS[cell]
-    alone = tiny.model("llama", dtype=DTYPES[dtype])
+def run_cell(cell: Cell) -> dict[str, Any]:
+    alone = tiny.model("llama", dtype=DTYPES[cell.dtype])
     mask = mask_for(alone)
     frozen, start = reference.dense(alone, mask), reference.weights(alone)
     data = reference.batches(STEPS, accumulation=2)
@@ -129,6 +179,7 @@ def run_cell(cell: str) -> dict[str, Any]:
 
     return {
         "engine": freezer.engine.name,
+        "optimizers": sorted(type(optimizer).__name__ for optimizer in freezer.engine.optimizers()),
         "frozen": sum(int(mask.sum()) for mask in frozen.values()),
         "frozen changed": sum(
             int((reference.bits(now[n][frozen[n]]) != reference.bits(start[n][frozen[n]])).sum()) for n in start
@@ -141,7 +192,7 @@ def run_cell(cell: str) -> dict[str, Any]:
     }
 
 
-def what_happens_in(cell: str) -> dict[str, Any]:
+def what_happens_in(cell: Cell) -> dict[str, Any]:
     try:
         return run_cell(cell)
     except Exception:
@@ -153,9 +204,7 @@ def run_cells(folder: str) -> None:
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     deepspeed.init_distributed("gloo", dist_init_required=False)
-    found = {}
-    for cell in CELLS:
-        found[cell] = what_happens_in(cell)
+    found = {name: what_happens_in(cell) for name, cell in CELLS.items()}
     if dist.get_rank() == 0:
         Path(folder, "cells.json").write_text(json.dumps(found))
 
@@ -171,10 +220,10 @@ def cells(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def cell(request: pytest.FixtureRequest, cells: dict[str, Any]) -> dict[str, Any]:
     found = cells[request.param]
     assert "error" not in found, found["error"]
-    stage, dtype, _, more = CELLS[request.param]
-    expected = "BF16_Optimizer" if "data_types" in more else CLASSES[stage, dtype]
-    assert found["engine"] == f"deepspeed {expected}"
-    return {"dtype": dtype, "stage": stage, **found}
+    cell = CELLS[request.param]
+    assert found["engine"] == f"deepspeed {cell.expected_engine}"
+    assert found["optimizers"] == sorted({cell.optimizer, *(["AdamW"] if cell.zero == HALF else [])})
+    return {"dtype": cell.dtype, "stage": cell.stage, **found}
 
 
 def test_frozen_elements_stay_bit_identical_and_the_rest_trains(cell: dict[str, Any]) -> None:
@@ -200,13 +249,42 @@ def test_trainable_elements_are_bitwise_those_of_a_dense_gradient_mask(cell: dic
     assert cell["bitwise as naive"]
 
 
+def skip_a_step() -> None:
+    import deepspeed
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    deepspeed.init_distributed("gloo", dist_init_required=False)
+    alone = tiny.model("llama", dtype=torch.bfloat16)
+    mask = mask_for(alone)
+    frozen, start = reference.dense(alone, mask), reference.weights(alone)
+    for stage in (1, 2, 3):
+        engine = start_engine(Cell(stage, "bf16"), decay=0.1)
+        freezer = freeze(engine, mask=mask)
+        embedding = next(engine.module.parameters())
+        for step, micro_batches in enumerate(reference.batches(STEPS, accumulation=2)):
+            before = weights(engine)
+            overflow = embedding.register_hook(lambda g: g * torch.inf) if step in (0, 2) else None
+            train(engine, [micro_batches])
+            skipped = all(torch.equal(now, before[name]) for name, now in weights(engine).items())
+            assert skipped == (overflow is not None), (stage, step)
+            if overflow is not None:
+                overflow.remove()
+        freezer.check()
+        for name, now in weights(engine).items():
+            assert torch.equal(reference.bits(now[frozen[name]]), reference.bits(start[name][frozen[name]])), name
+
+
+def test_steps_that_overflow_are_skipped_and_freezing_goes_on() -> None:
+    run_distributed_test(skip_a_step, world_size=2)
+
+
 def refuse_and_notice() -> None:
     import deepspeed
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     deepspeed.init_distributed("gloo", dist_init_required=False)
     mask = mask_for(tiny.model("llama"))
-    engine = start_engine("stage 2 bf16", decay=0.1)
+    engine = start_engine(Cell(2, "bf16"), decay=0.1)
     freezer = freeze(engine, mask=mask)
     if dist.get_rank() == 1:
         piece = freezer._weights[0]
@@ -214,12 +292,12 @@ def refuse_and_notice() -> None:
     with pytest.raises(FreezeError, match="frozen elements changed"):
         freezer.check()
 
-    engine = start_engine("stage 2 bf16", decay=0.1)
+    engine = start_engine(Cell(2, "bf16"), decay=0.1)
     engine.optimizer.zenflow = True
     with pytest.raises(FreezeError, match="zenflow is not verified"):
         freeze(engine, mask=mask)
 
-    engine = start_engine("stage 2 bf16", decay=0.1)
+    engine = start_engine(Cell(2, "bf16"), decay=0.1)
     engine.optimizer.single_partition_of_fp32_groups[0].data.add_(1)
     with pytest.raises(FreezeError, match="master does not hold the model's weights where they are expected"):
         freeze(engine, mask=mask)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -145,6 +146,34 @@ def train_in_mixed_precision() -> None:
 
 def test_mixed_precision_keeps_the_full_precision_shards() -> None:
     run_distributed_test(train_in_mixed_precision, world_size=2)
+
+
+def skip_steps() -> None:
+    model = tiny.model("llama", dtype=torch.float32)
+    mask = mask_for(model)
+    frozen, start = reference.dense(model, mask), reference.weights(model)
+    layerwise(model)
+    optimizer = adamw(model)
+    freezer = freeze(model, optimizer, mask)
+    scaler = ShardedGradScaler(device="cpu", init_scale=1024.0)
+    for step, (ids,) in enumerate(reference.batches(STEPS)):
+        before = {name: full(p.detach()).clone() for name, p in model.named_parameters()}
+        scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+        if step in (0, 2) and dist.get_rank() == 1:
+            next(model.parameters()).grad._local_tensor[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        skipped = all(torch.equal(full(p.detach()), before[name]) for name, p in model.named_parameters())
+        assert skipped == (step in (0, 2))
+    freezer.check()
+    for name, p in model.named_parameters():
+        now = full(p.detach())
+        assert torch.equal(reference.bits(now[frozen[name]]), reference.bits(start[name][frozen[name]])), name
+
+
+def test_steps_that_a_gradient_scaler_skips_on_all_ranks_change_nothing() -> None:
+    run_distributed_test(skip_steps, world_size=2)
 
 
 def compare_fingerprints() -> None:
