@@ -16,6 +16,7 @@ _VERIFIED = {
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
     DistributedType.DEEPSPEED,
 }
 
@@ -40,11 +41,7 @@ class FreezeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach once the model is wrapped, the optimizer built and any checkpoint loaded."""
-        found = AcceleratorState().distributed_type
-        if found not in _VERIFIED:
-            raise FreezeError(f"freezing under {found.value} is not verified yet; use one process, DDP or DeepSpeed")
-        if found == DistributedType.DEEPSPEED:
-            _refuse_deepcompile(AcceleratorState().deepspeed_plugin.deepspeed_config)
+        _refuse_unverified(AcceleratorState())
         self.freezer = freeze(kwargs["model"], kwargs["optimizer"], self.mask)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -66,6 +63,16 @@ class FreezeCallback(TrainerCallback):
         if self.freezer is None:
             raise FreezeError("training went on without on_train_begin; add FreezeCallback before calling train()")
         return self.freezer
+
+
+def _refuse_unverified(state: AcceleratorState) -> None:
+    found = state.distributed_type
+    if found not in _VERIFIED:
+        raise FreezeError(f"freezing under {found.value} is not verified yet; use one process, DDP, FSDP2 or DeepSpeed")
+    if found == DistributedType.FSDP and not state.is_fsdp2:
+        raise FreezeError("freezing in a trainer under FSDP1 is not verified yet; set fsdp_version to 2 in fsdp_config")
+    if found == DistributedType.DEEPSPEED:
+        _refuse_deepcompile(state.deepspeed_plugin.deepspeed_config)
 
 
 def _refuse_deepcompile(config: dict[str, Any]) -> None:

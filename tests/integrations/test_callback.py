@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from neurofreeze.errors import FreezeError, MaskError
@@ -175,15 +175,26 @@ def test_a_mask_for_another_model_stops_before_the_first_step(model: Any, mask: 
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.MEGATRON_LM])
 def test_engines_that_are_not_verified_are_refused_by_name(
-    kind: DistributedType, model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch
+    model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callback = FreezeCallback(mask)
     trainer = trainer_of(model)
-    monkeypatch.setitem(PartialState._shared_state, "distributed_type", kind)
-    with pytest.raises(FreezeError, match=f"freezing under {kind.value} is not verified yet"):
-        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=None)
+    trainer.create_optimizer()
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.MEGATRON_LM)
+    with pytest.raises(FreezeError, match="freezing under MEGATRON_LM is not verified yet"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=trainer.optimizer)
+
+
+def test_fsdp1_is_refused(model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = FreezeCallback(mask)
+    trainer = trainer_of(model)
+    trainer.create_optimizer()
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", plugin)
+    with pytest.raises(FreezeError, match="FSDP1 is not verified yet; set fsdp_version to 2"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=trainer.optimizer)
 
 
 def test_deepcompile_is_refused(model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,112 @@
+"""FreezeCallback under plain `accelerate launch` with the configs in launch/accelerate, two gloo ranks on the CPU.
+
+Each config is used as it is; only the number of processes and a free port are given on the command line. That they ran
+on the CPU is the script's affair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+import neurofreeze as nf
+from neurofreeze.verification import weights_fingerprint
+from tests.reference import mask_for
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "launch" / "accelerate"
+SCRIPT = Path(__file__).with_name("launched.py")
+
+_FP32 = {"parameters": ["Parameter"], "dtypes": ["torch.float32"], "zero_stage": None, "optimizer": "AdamW"}
+_ZERO = {**_FP32, "wrapper": "DeepSpeedEngine", "dtypes": ["torch.bfloat16"]}
+_ZERO12 = {**_ZERO, "engine": "deepspeed DeepSpeedZeroOptimizer"}
+_ZERO3 = {**_ZERO, "engine": "deepspeed DeepSpeedZeroOptimizer_Stage3", "zero_stage": 3}
+
+RUNS: dict[str, dict[str, Any]] = {
+    "ddp": {**_FP32, "wrapper": "DistributedDataParallel", "engine": "plain"},
+    "fsdp2": {**_FP32, "wrapper": "FSDPLlamaForCausalLM", "engine": "fsdp2", "parameters": ["DTensor"]},
+    "zero1": {**_ZERO12, "zero_stage": 1},
+    "zero2": {**_ZERO12, "zero_stage": 2},
+    "zero3": {**_ZERO3, "offloaded": []},
+    "zero3-offload": {**_ZERO3, "offloaded": ["offload_optimizer", "offload_param"], "optimizer": "DeepSpeedCPUAdam"},
+}
+
+
+@pytest.fixture(scope="module")
+def mask(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    chosen = mask_for(model)
+    folder = tmp_path_factory.mktemp("masks") / "mask"
+    chosen.with_config(fingerprint=weights_fingerprint(tiny_checkpoint, chosen)).save_pretrained(folder)
+    return folder
+
+
+def launch(config: str, base: Path, mask: Path, output: Path, *options: str) -> dict[str, Any]:
+    """Run the script on two ranks; returns what it reports of itself."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
+    command += ["--num_processes", "2", "--main_process_port", "0"]
+    command += [str(SCRIPT), str(base), str(mask), str(output), *options]
+    with (output.parent / "log.txt").open("w+", encoding="utf-8") as log:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        launched = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            # Long enough for DeepSpeed to compile its CPU operators, which it does once on a machine.
+            code = launched.wait(timeout=800)
+        finally:
+            launched.terminate()  # it ends its ranks
+            launched.wait()
+        log.seek(0)
+        assert code == 0, log.read()[-6000:]
+    found: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def assert_frozen(config: str, trainer: str, base: Path, mask: Path, output: Path) -> None:
+    found = launch(config, base, mask, output, "--trainer", trainer)
+    expected = {**RUNS[config], "mixed_precision": "bf16", "processes": 2, "steps": 3}
+    assert {key: found[key] for key in expected} == expected
+    outcome = nf.verify(base, output, mask)
+    assert outcome.ok, str(outcome)
+    assert outcome.frozen > 5_000
+    assert outcome.trainable_changed > 25_000
+    assert found["fingerprint"] == outcome.base_fingerprint == outcome.tuned_fingerprint
+
+
+def test_every_config_is_run_here() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == RUNS.keys()
+    for path in CONFIGS.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert content["mixed_precision"] == "bf16", path
+        assert f"launch/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["sft", "dpo"])
+@pytest.mark.parametrize("config", RUNS)
+def test_trl_trainers_keep_frozen_neurons(
+    config: str, trainer: str, tiny_checkpoint: Path, mask: Path, tmp_path: Path
+) -> None:
+    assert_frozen(config, trainer, tiny_checkpoint, mask, tmp_path / "tuned")
+
+
+@pytest.mark.slow
+def test_the_plain_trainer_keeps_frozen_neurons(tiny_checkpoint: Path, mask: Path, tmp_path: Path) -> None:
+    assert_frozen("fsdp2", "plain", tiny_checkpoint, mask, tmp_path / "tuned")
+
+
+@pytest.mark.slow
+def test_without_the_callback_they_change(tiny_checkpoint: Path, mask: Path, tmp_path: Path) -> None:
+    found = launch("ddp", tiny_checkpoint, mask, tmp_path / "tuned", "--trainer", "sft", "--no-freeze")
+    assert found["steps"] == 3
+    outcome = nf.verify(tiny_checkpoint, tmp_path / "tuned", mask)
+    assert not outcome.ok
+    assert outcome.changed == outcome.frozen
