@@ -20,6 +20,7 @@ import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
 from neurofreeze import FreezeError, freeze
+from neurofreeze.distributed import gather
 from neurofreeze.testing import run_distributed_test
 from tests import reference, tiny
 from tests.reference import mask_for
@@ -123,10 +124,14 @@ def born_partitioned(model: Any, config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    switched_on = HfDeepSpeedConfig(config)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as own:
+        folder = gather(own)[0]
+        if dist.get_rank() == 0:
+            model.save_pretrained(folder)
+        dist.barrier()
+        switched_on = HfDeepSpeedConfig(config)
         loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        dist.barrier()
     del switched_on
     assert all(p.shape == (0,) and hasattr(p, "ds_id") for p in loaded.parameters())
     return loaded.eval()

@@ -35,11 +35,13 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--trainer", choices=sorted(TRAINERS), required=True)
     parser.add_argument("--no-freeze", action="store_true")
+    parser.add_argument("--resume", help="checkpoint to go on from, with the mask it carries")
     options = parser.parse_args()
     let_fsdp_run_on_cpu()
-    callbacks = [] if options.no_freeze else [nf.FreezeCallback(nf.NeuronMask.from_pretrained(options.mask))]
+    mask = None if options.resume else nf.NeuronMask.from_pretrained(options.mask)
+    callbacks = [] if options.no_freeze else [nf.FreezeCallback(mask)]
     trainer = TRAINERS[options.trainer](options.base, options.output, callbacks)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=options.resume)
     trainer.save_model()
     found = report(trainer, *callbacks)
     if trainer.is_world_process_zero():
@@ -109,7 +111,7 @@ def settings(output: Path) -> dict[str, Any]:
         "weight_decay": 0.1,
         "max_grad_norm": 0.5,
         "lr_scheduler_type": "constant",
-        "save_strategy": "no",
+        "save_steps": 2,
         "report_to": "none",
         "disable_tqdm": True,
         "bf16": True,

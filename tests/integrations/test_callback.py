@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from neurofreeze.errors import FreezeError, MaskError
@@ -133,6 +134,78 @@ def test_a_resumed_training_continues_and_stays_frozen(model: Any, mask: NeuronM
     assert_no_moments(again, resumed.optimizer.optimizer, frozen)
     for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q), name
+
+
+def test_without_a_mask_the_checkpoint_s_is_taken(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    trainer_of(model, FreezeCallback(mask), save_strategy="steps", save_steps=2).train()
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    callback = FreezeCallback()
+    trainer_of(again, callback).train(resume_from_checkpoint="out/checkpoint-2")
+    assert callback.freezer is not None
+    assert callback.freezer.mask == mask
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_without_a_mask_a_new_run_is_refused(model: Any) -> None:
+    with pytest.raises(MaskError, match="was given no mask"):
+        trainer_of(model, FreezeCallback()).train()
+
+
+def test_the_trainer_may_restore_the_callback(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    trainer_of(model, FreezeCallback(mask, check_every=2), save_strategy="steps", save_steps=2).train()
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    frozen, start = reference.dense(again, mask), reference.weights(again)
+    resumed = trainer_of(again, FreezeCallback(mask), restore_callback_states_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint="out/checkpoint-2")
+    assert resumed.state.global_step == 3
+    assert_frozen(again, start, frozen)
+
+
+def test_resuming_with_another_mask_is_refused(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    trainer_of(model, FreezeCallback(mask), save_strategy="steps", save_steps=2).train()
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    trainer = trainer_of(again, FreezeCallback(mask_for(again, seed=2)))
+    with pytest.raises(FreezeError, match="resume with the checkpoint's mask"):
+        trainer.train(resume_from_checkpoint="out/checkpoint-2")
+
+
+def test_two_masks_resume_each_with_its_own(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:
+    other = mask_for(model, seed=2)
+    trainer_of(model, FreezeCallback(mask), FreezeCallback(other), save_strategy="steps", save_steps=2).train()
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    frozen, start = reference.dense(again, mask | other), reference.weights(again)
+    resumed = trainer_of(again, FreezeCallback(other), FreezeCallback(mask))
+    resumed.train(resume_from_checkpoint="out/checkpoint-2")
+    assert_frozen(again, start, frozen)
+
+
+def test_resuming_from_a_checkpoint_in_which_a_frozen_bit_changed_is_refused(
+    model: Any, mask: NeuronMask, tiny_checkpoint: Path
+) -> None:
+    trainer_of(model, FreezeCallback(mask), save_strategy="steps", save_steps=2).train()
+    saved = load_file("out/checkpoint-2/model.safetensors")
+    saved[UP][tuple(reference.dense(model, mask)[UP].nonzero()[0])] += 1e-3
+    save_file(saved, "out/checkpoint-2/model.safetensors", metadata={"format": "pt"})
+    again = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    trainer = trainer_of(again, FreezeCallback(mask))
+    with pytest.raises(FreezeError, match="frozen elements changed"):
+        trainer.train(resume_from_checkpoint="out/checkpoint-2")
+    assert trainer.state.global_step == 2
+
+
+def test_resuming_a_training_in_which_nothing_was_frozen_is_refused(model: Any, mask: NeuronMask) -> None:
+    trainer_of(model, save_strategy="steps", save_steps=2).train()
+    trainer = trainer_of(model, FreezeCallback(mask))
+    with pytest.raises(FreezeError, match="the checkpoint carries no mask"):
+        trainer.train(resume_from_checkpoint="out/checkpoint-2")
+
+
+def test_the_cost_of_checking_is_told_at_the_end(
+    model: Any, mask: NeuronMask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer_of(model, FreezeCallback(mask, check_every=1)).train()
+    assert "frozen neurons: intact in all 4 checks, which took 0." in capsys.readouterr().out
 
 
 def test_resuming_from_another_training_is_refused(model: Any, mask: NeuronMask, tiny_checkpoint: Path) -> None:

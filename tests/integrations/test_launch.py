@@ -50,10 +50,10 @@ def mask(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def launch(config: str, base: Path, mask: Path, output: Path, *options: str) -> dict[str, Any]:
-    """Run the script on two ranks; returns what it reports of itself."""
+def launch(config: str, base: Path, mask: Path, output: Path, *options: str, ranks: int = 2) -> dict[str, Any]:
+    """Run the script; returns what it reports of itself."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    command += ["--num_processes", "2", "--main_process_port", "0"]
+    command += ["--num_processes", str(ranks), "--main_process_port", "0"]
     command += [str(SCRIPT), str(base), str(mask), str(output), *options]
     with (output.parent / "log.txt").open("w+", encoding="utf-8") as log:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -70,9 +70,11 @@ def launch(config: str, base: Path, mask: Path, output: Path, *options: str) -> 
     return found
 
 
-def assert_frozen(config: str, trainer: str, base: Path, mask: Path, output: Path) -> None:
-    found = launch(config, base, mask, output, "--trainer", trainer)
-    expected = {**RUNS[config], "mixed_precision": "bf16", "processes": 2, "steps": 3}
+def assert_frozen(
+    config: str, trainer: str, base: Path, mask: Path, output: Path, *options: str, ranks: int = 2
+) -> None:
+    found = launch(config, base, mask, output, "--trainer", trainer, *options, ranks=ranks)
+    expected = {**RUNS[config], "mixed_precision": "bf16", "processes": ranks, "steps": 3}
     assert {key: found[key] for key in expected} == expected
     outcome = nf.verify(base, output, mask)
     assert outcome.ok, str(outcome)
@@ -99,8 +101,12 @@ def test_trl_trainers_keep_frozen_neurons(
 
 
 @pytest.mark.slow
-def test_the_plain_trainer_keeps_frozen_neurons(tiny_checkpoint: Path, mask: Path, tmp_path: Path) -> None:
+def test_the_plain_trainer_keeps_frozen_neurons_and_resumes_on_more_ranks(
+    tiny_checkpoint: Path, mask: Path, tmp_path: Path
+) -> None:
     assert_frozen("fsdp2", "plain", tiny_checkpoint, mask, tmp_path / "tuned")
+    resume = ("--resume", str(tmp_path / "tuned" / "checkpoint-2"))
+    assert_frozen("fsdp2", "plain", tiny_checkpoint, mask, tmp_path / "resumed", *resume, ranks=3)
 
 
 @pytest.mark.slow
