@@ -15,7 +15,6 @@ import torch
 from neurofreeze.geometry import Block, stack_shape
 
 MODULUS = 2**64
-_CHUNK = 1 << 20
 
 
 def digest(name: str, shape: tuple[int, ...], block: Block, axis: int, index: torch.Tensor, flat: torch.Tensor) -> int:
@@ -33,18 +32,23 @@ def digest(name: str, shape: tuple[int, ...], block: Block, axis: int, index: to
     across = block.cols if axis == 0 else block.rows
     _, height, width = stack_shape(shape)
     other = torch.arange(across, device=flat.device)
-    total = 0
-    for part in index.split(max(1, _CHUNK // across)):
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for part in index.split(max(1, _chunk(flat.device) // across)):
         values = matrix.index_select(axis, part)
         rows, cols = (part[:, None], other[None]) if axis == 0 else (other[:, None], part[None])
         position = (block.matrix * height + rows + block.row) * width + (cols + block.col)
-        total += int(_mix(_bits(values) ^ _mix(position + _salt(name))).sum().item())
-    return total % MODULUS
+        total += _mix(_bits(values) ^ _mix(position + _salt(name))).sum()
+    return int(total) % MODULUS
 
 
 def text(value: int) -> str:
     """The digest as 16 hexadecimal digits."""
     return f"{value % MODULUS:016x}"
+
+
+def _chunk(device: torch.device) -> int:
+    # Elements at a time: few enough for a CPU's cache, enough to keep a GPU busy.
+    return 1 << (16 if device.type == "cpu" else 22)
 
 
 def _bits(values: torch.Tensor) -> torch.Tensor:

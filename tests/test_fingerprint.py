@@ -157,7 +157,7 @@ def test_the_digest_does_not_depend_on_how_it_is_chunked(
     values = random(7, 5)
     index = [0, 1, 3, 4]
     expected = reference(NAME, values, axis, index)
-    monkeypatch.setattr(fingerprint, "_CHUNK", chunk)
+    monkeypatch.setattr(fingerprint, "_chunk", lambda _: chunk)
     assert digest(values, axis, index) == expected
 
 

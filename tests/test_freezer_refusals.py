@@ -100,7 +100,15 @@ def test_what_is_no_module_is_refused() -> None:
         freeze(model.config, adamw(model), mask_for(model))
 
 
-@pytest.mark.parametrize("engine", ["PipelineEngine", "DataParallel"])
+ENGINES = ("DataParallel", "PipelineEngine")
+ZERO_OPTIMIZERS = (
+    ("superoffload.superoffload_stage3", "SuperOffloadOptimizer_Stage3"),
+    ("zenflow.zenflow_stage_1_and_2", "ZenFlowZeroOptimizerSequential"),
+    ("zenflow.zenflow_stage_1_and_2", "ZenFlowZeroOptimizerParallel"),
+)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_engines_that_are_not_verified_are_refused_by_name(engine: str) -> None:
     model = tiny.model("llama")
     mask = mask_for(model)
@@ -125,14 +133,7 @@ def test_zero_3_parameters_under_another_optimizer_are_refused() -> None:
         freeze(model, adamw(model), mask_for(model))
 
 
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("superoffload.superoffload_stage3", "SuperOffloadOptimizer_Stage3"),
-        ("zenflow.zenflow_stage_1_and_2", "ZenFlowZeroOptimizerSequential"),
-        ("zenflow.zenflow_stage_1_and_2", "ZenFlowZeroOptimizerParallel"),
-    ],
-)
+@pytest.mark.parametrize(("place", "name"), ZERO_OPTIMIZERS)
 def test_deepspeed_optimizers_that_step_elsewhere_are_refused_by_name(place: str, name: str) -> None:
     model = tiny.model("llama")
     kind = getattr(importlib.import_module(f"deepspeed.runtime.{place}"), name)

@@ -55,7 +55,7 @@ class FlatShard:
     def master(self) -> torch.Tensor:
         """The slice of the sharded flat parameter, 1-D."""
         found = self._slice(self.name, self.parameter.detach())
-        if self._is_original() and not self._handle._skipped_use_sharded_views:
+        if self._is_original():
             original = self.owner.detach()
             if original.numel() != self._numel or original.data_ptr() != found.data_ptr():
                 raise FreezeError(

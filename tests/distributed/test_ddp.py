@@ -34,6 +34,11 @@ def train_and_compare(options: dict[str, Any]) -> None:
     data = reference.batches(STEPS, ACCUMULATION, size=(ranks, 7))
     model, alone = tiny.model("llama"), tiny.model("llama")
     mask = mask_for(model)
+    options = dict(options)
+    if options.pop("checkpointing", False):
+        model.train().gradient_checkpointing_enable()
+    if options.pop("compiled", False):
+        model.compile(backend="aot_eager")
     frozen, start = reference.dense(model, mask), reference.weights(model)
     expected_norms = reference.train_frozen(alone, optimizer_of(alone), data, frozen)
 
@@ -65,8 +70,18 @@ def test_two_ranks_train_as_one_process_does() -> None:
     run_distributed_test(train_and_compare, world_size=2, args=({},))
 
 
+# What the table of engines says -> options of DistributedDataParallel, or of the model in it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+    "find_unused_parameters": {"find_unused_parameters": True},
+    "gradient checkpointing": {"checkpointing": True},
+    "torch.compile": {"compiled": True},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"gradient_as_bucket_view": True}, {"find_unused_parameters": True}], ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_four_ranks_train_as_one_process_does(options: dict[str, Any]) -> None:
     run_distributed_test(train_and_compare, world_size=4, args=(options,))
 

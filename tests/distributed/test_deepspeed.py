@@ -28,6 +28,7 @@ from tests.reference import mask_for
 pytestmark = pytest.mark.slow
 
 STEPS = 4
+WORLDS = (2, 4)
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": torch.optim.AdamW,
     "DeepSpeedCPUAdam": DeepSpeedCPUAdam,
@@ -214,7 +215,7 @@ def run_cells(folder: str) -> None:
         Path(folder, "cells.json").write_text(json.dumps(found))
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
+@pytest.fixture(scope="module", params=WORLDS, ids=[f"{ranks} ranks" for ranks in WORLDS])
 def cells(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("cells")
     run_distributed_test(run_cells, world_size=request.param, args=(str(folder),))

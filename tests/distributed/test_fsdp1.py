@@ -30,6 +30,11 @@ STEPS = 4
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
+def llama(dtype: torch.dtype = torch.float64) -> Any:
+    """A tiny model with biases of an odd number of elements, after which FSDP lays padding."""
+    return tiny.model("llama", dtype=dtype, intermediate_size=71)
+
+
 class Cell(NamedTuple):
     """One way to run FSDP1."""
 
@@ -122,11 +127,11 @@ def whole_moments(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, dic
 
 def train_and_compare(cell: Cell) -> None:
     data = reference.batches(STEPS, accumulation=2)
-    model, alone = tiny.model("llama"), tiny.model("llama")
+    model, alone = llama(), llama()
     mask = mask_for(model)
     frozen, start = reference.dense(model, mask), reference.weights(model)
     norms = reference.train_frozen(alone, optimizer_of(alone, cell.optimizer), data, frozen)
-    whole = tiny.model("llama")
+    whole = llama()
     fingerprint = freeze(whole, optimizer_of(whole), mask).fingerprint
 
     model = wrapped(model, cell)
@@ -166,7 +171,7 @@ def test_four_ranks_with_empty_and_split_shards_train_as_one_process_does(cell: 
 
 def train_in_float32(original: bool, mixed: bool) -> None:
     data = reference.batches(STEPS, accumulation=2)
-    model, alone = tiny.model("llama", dtype=torch.float32), tiny.model("llama", dtype=torch.float32)
+    model, alone = llama(torch.float32), llama(torch.float32)
     mask = mask_for(model)
     frozen, start = reference.dense(model, mask), reference.weights(model)
     norms = reference.train_frozen(alone, optimizer_of(alone), data, frozen)
@@ -196,11 +201,11 @@ def test_fsdp_s_own_clipping_counts_only_what_trains(original: bool, mixed: bool
 
 
 def compare_fingerprints() -> None:
-    alone = tiny.model("llama")
+    alone = llama()
     mask = mask_for(alone)
     expected = freeze(alone, optimizer_of(alone), mask).fingerprint
     for cell in [Cell(), Cell(original=False), Cell(layers=False), Cell(ShardingStrategy.NO_SHARD)]:
-        model = wrapped(tiny.model("llama"), cell)
+        model = wrapped(llama(), cell)
         assert freeze(model, optimizer_of(model), mask).fingerprint == expected, cell
 
 
@@ -210,7 +215,7 @@ def test_the_fingerprint_does_not_depend_on_sharding() -> None:
 
 def write_to_one_shard() -> None:
     for cell in [Cell(), Cell(original=False), Cell(ShardingStrategy.NO_SHARD)]:
-        model = tiny.model("llama")
+        model = llama()
         mask = mask_for(model)
         frozen = reference.dense(model, mask)[UP]
         freezer = freeze(model := wrapped(model, cell), optimizer_of(model), mask)
@@ -234,7 +239,7 @@ def test_a_frozen_element_changed_in_one_rank_s_shard_is_noticed_on_every_rank()
 
 def assign_gradients() -> None:
     for original in (True, False):
-        model = tiny.model("llama")
+        model = llama()
         mask = mask_for(model)
         model = wrapped(model, Cell(original=original))
         optimizer = optimizer_of(model)
@@ -254,7 +259,7 @@ def test_gradients_assigned_past_the_hooks_stop_the_step_until_masked() -> None:
 
 def check_after_evaluation() -> None:
     for strategy in (ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP):
-        model = tiny.model("llama")
+        model = llama()
         mask = mask_for(model)
         model = wrapped(model, Cell(strategy))
         # What an optimizer is given may leave out the parameters of which this rank holds nothing.
@@ -276,42 +281,42 @@ def test_checks_hold_between_evaluation_and_training() -> None:
 
 
 def refuse_what_is_not_verified() -> None:
-    mask = mask_for(tiny.model("llama"))
+    mask = mask_for(llama())
 
     def refused(model: Any, optimizer: Any, reason: str) -> None:
         with pytest.raises(FreezeError, match=reason):
             freeze(model, optimizer, mask)
 
-    model = wrapped(tiny.model("llama"), Cell(), cpu_offload=CPUOffload(offload_params=True))
+    model = wrapped(llama(), Cell(), cpu_offload=CPUOffload(offload_params=True))
     refused(model, optimizer_of(model), "CPUOffload")
 
-    model = wrapped(tiny.model("llama"), Cell())
+    model = wrapped(llama(), Cell())
     model.register_comm_hook(None, lambda *_: None)
     refused(model, optimizer_of(model), "communication hook")
 
-    model = tiny.model("llama")
+    model = llama()
     model.model.layers[0] = FullyShardedDataParallel(model.model.layers[0], device_id=torch.device("cpu"))
     refused(model, optimizer_of(model), "only inside LlamaForCausalLM")
 
-    model = tiny.model("llama")
+    model = llama()
     before = optimizer_of(model)
     refused(wrapped(model, Cell(original=False)), before, "in no parameter group of AdamW")
 
-    model = tiny.model("llama")
+    model = llama()
     up = model.model.layers[0].mlp.up_proj
     up.weight = torch.nn.Parameter(up.weight.detach().t().contiguous().t())
     refused(model := wrapped(model, Cell()), optimizer_of(model), "was not contiguous")
 
-    model = tiny.model("llama")
+    model = llama()
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     refused(model := wrapped(model, Cell(layers=False)), optimizer_of(model), "shared by several modules")
 
-    model = wrapped(tiny.model("llama"), Cell())
+    model = wrapped(llama(), Cell())
     model.model.layers[0].mlp.up_proj.weight.data = model.model.layers[0].mlp.up_proj.weight.data.clone()
     refused(model, optimizer_of(model), "no longer shares the storage")
 
     alone = [dist.new_group([other]) for other in range(2)][dist.get_rank()]
-    model = wrapped(tiny.model("llama"), Cell(), process_group=alone)
+    model = wrapped(llama(), Cell(), process_group=alone)
     refused(model, optimizer_of(model), "runs on 1 of 2 ranks")
 
 

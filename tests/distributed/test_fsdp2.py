@@ -54,6 +54,17 @@ def offloaded(model: Any) -> None:
     layerwise(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
+def checkpointed(model: Any) -> None:
+    model.train().gradient_checkpointing_enable()
+    layerwise(model)
+
+
+def compiled(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.compile(backend="aot_eager")
+    layerwise(model)
+
+
 def tensor_parallel(model: Any) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("dp", "tp"))
     plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
@@ -113,16 +124,28 @@ def train_and_compare(wrap: Callable[[Any], None], optimizer_of: Callable[[Any],
                 assert not moment.full_tensor()[frozen[name]].any(), name
 
 
+# How a model is wrapped -> what the table of engines says of it.
+WRAPS: dict[Callable[[Any], None], str] = {
+    shard_rows: "rows sharded",
+    shard_columns: "columns sharded, Shard(1)",
+    kept_gathered: "reshard_after_forward off",
+    hybrid: "replicated shards (HSDP)",
+    offloaded: "parameters and optimizer offloaded",
+    tensor_parallel: "tensor parallelism",
+    checkpointed: "gradient checkpointing",
+    compiled: "torch.compile",
+}
+OPTIMIZERS = {adamw: "AdamW", sgd: "SGD with momentum"}
+
+
 @pytest.mark.parametrize("wrap", [shard_rows, shard_columns], ids=lambda f: f.__name__)
 def test_two_ranks_train_as_one_process_does(wrap: Callable[[Any], None]) -> None:
     run_distributed_test(train_and_compare, world_size=2, args=(wrap, adamw))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer_of", [adamw, sgd], ids=lambda f: f.__name__)
-@pytest.mark.parametrize(
-    "wrap", [shard_rows, shard_columns, kept_gathered, hybrid, offloaded, tensor_parallel], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("optimizer_of", OPTIMIZERS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("wrap", WRAPS, ids=lambda f: f.__name__)
 def test_four_ranks_with_empty_and_split_shards_train_as_one_process_does(
     wrap: Callable[[Any], None], optimizer_of: Callable[[Any], Any]
 ) -> None:
