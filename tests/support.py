@@ -38,7 +38,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "expert stacks": ENGINES,
     "gradient_as_bucket_view": ("DDP",),
     "find_unused_parameters": ("DDP",),
-    "optimizer offloaded": _SHARDED,
+    "optimizer offloaded": ENGINES[5:],
     "half of the optimizer offloaded": ("ZeRO-3",),
     "parameters and optimizer offloaded": ("FSDP1", "FSDP2", "ZeRO-3"),
     "fp32 accumulation": ("ZeRO-1",),
@@ -53,7 +53,11 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "DPOTrainer": ENGINES,
 }
 
-REFUSED = {("SFTTrainer", "FSDP1"), ("DPOTrainer", "FSDP1")}  # tests/integrations/test_callback.py
+# tests/integrations/test_callback.py, tests/distributed/test_fsdp1.py
+REFUSED = {
+    (feature, "FSDP1")
+    for feature in ("SFTTrainer", "DPOTrainer", "parameters and optimizer offloaded", "tensor parallelism")
+}
 
 
 class Shown(NamedTuple):
@@ -117,7 +121,6 @@ def _fsdp2() -> Iterator[Shown]:
             yield Shown("FSDP2", feature, ranks)
     for feature in test_fsdp2.OPTIMIZERS.values():
         yield Shown("FSDP2", feature, 4)
-    yield Shown("FSDP2", "optimizer offloaded", 4)
     yield Shown("FSDP2", "bfloat16 or mixed precision", 2)
     yield Shown("FSDP2", "steps skipped on overflow", 2)
     for ranks in (4, 2, 3):
@@ -195,18 +198,20 @@ def _cell(ranks: set[int] | None, concerns: bool) -> str:
 
 _PAGE = """# Engines
 
-What the tests of this repository show, and on how many ranks. "Ranks 2, 4" means: trained on two and on four processes, with odd sizes so
-that rows are split and some shards are empty; the engine that really ran was asserted; every frozen bit the same, frozen moments zero,
-the clip norm and the trainable elements those of a dense mask on one process. A dash means: not shown and not refused. Everything here ran
-on CPU processes over gloo; nothing in this table has been run on GPUs yet.
+What the tests of this repository show, and on how many ranks. "Ranks 2, 4" means: trained on two and on four processes,
+with odd sizes so that rows are split and some shards are empty; the engine that really ran was asserted; every frozen bit
+the same, frozen moments zero, the clip norm and the trainable elements those of a dense mask on one process. A dash means:
+not shown and not refused. All of it ran on CPU processes over gloo; nothing in this table has been run on GPUs yet.
 
 {table}
 
-One process, any torch optimizer: AdamW, Adam, SGD, NAdam, RMSprop, Adagrad and Adafactor are compared bit by bit with a dense mask, in every
-architecture that `neurofreeze doctor` maps by hand. ZeRO-3 checkpoints go on under FSDP2 through an exported checkpoint (3 ranks).
+One process takes any torch optimizer: AdamW, Adam, SGD, NAdam, RMSprop, Adagrad and Adafactor are compared bit by bit with
+a dense mask. ZeRO-3 checkpoints go on under FSDP2 through an exported checkpoint (3 ranks).
 
-Refused by name, with an error on every rank: {refused}; DeepSpeed with ZenFlow, NVMe swapping, DeepCompile, mixture of experts or its own
-autocast; FSDP1 in a trainer; optimizers of bitsandbytes and torchao, whose 8-bit moments cannot be seen to be zero.
+Refused by name, with an error on every rank:
+{refused};
+DeepSpeed with ZenFlow, NVMe swapping, DeepCompile, mixture of experts or its own autocast; FSDP1 with CPU offload,
+communication hooks or in a trainer; optimizers of bitsandbytes and torchao, whose 8-bit moments cannot be seen to be zero.
 
 This page is written by `python -m tests.support` from the lists that the tests run from.
 """
