@@ -198,15 +198,16 @@ def _cell(ranks: set[int] | None, concerns: bool) -> str:
 
 _PAGE = """# Engines
 
-What the tests of this repository show, and on how many ranks. "Ranks 2, 4" means: trained on two and on four processes,
-with odd sizes so that rows are split and some shards are empty; the engine that really ran was asserted; every frozen bit
-the same, frozen moments zero, the clip norm and the trainable elements those of a dense mask on one process. A dash means:
-not shown and not refused. All of it ran on CPU processes over gloo; nothing in this table has been run on GPUs yet.
+What the tests of this repository show, and on how many ranks. "Ranks 2, 4" means: trained on two and on four
+processes, with odd sizes so that rows are split and some shards are empty; the engine that really ran was asserted;
+every frozen bit the same, frozen moments zero, the clip norm and the trainable elements those of a dense mask on one
+process. A dash means: not shown and not refused. All of it ran on CPU processes over gloo; nothing in this table has
+been run on GPUs yet.
 
 {table}
 
-One process takes any torch optimizer: AdamW, Adam, SGD, NAdam, RMSprop, Adagrad and Adafactor are compared bit by bit with
-a dense mask. ZeRO-3 checkpoints go on under FSDP2 through an exported checkpoint (3 ranks).
+One process takes any torch optimizer: AdamW, Adam, SGD, NAdam, RMSprop, Adagrad and Adafactor are compared bit by bit
+with a dense mask. ZeRO-3 checkpoints go on under FSDP2 through an exported checkpoint (3 ranks).
 
 Refused by name, with an error on every rank:
 {refused};
