@@ -212,7 +212,8 @@ with a dense mask. ZeRO-3 checkpoints go on under FSDP2 through an exported chec
 Refused by name, with an error on every rank:
 {refused};
 DeepSpeed with ZenFlow, NVMe swapping, DeepCompile, mixture of experts or its own autocast; FSDP1 with CPU offload,
-communication hooks or in a trainer; optimizers of bitsandbytes and torchao, whose 8-bit moments cannot be seen to be zero.
+communication hooks or in a trainer; optimizers of bitsandbytes and torchao, whose 8-bit moments cannot be seen to be
+zero.
 
 This page is written by `python -m tests.support` from the lists that the tests run from.
 """
