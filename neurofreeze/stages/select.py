@@ -64,7 +64,7 @@ def _score(run: Run, model: Any, tokenizer: Any, role: str, examples: list[Examp
             tokenizer,
             examples,
             config.name,
-            granularity=run.config.granularity,  # type: ignore[arg-type]
+            granularity=run.config.granularity,
             batch_size=config.batch_size,
             max_length=config.max_length,
             progress=bar.advance,

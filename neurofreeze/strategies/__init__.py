@@ -1,58 +1,127 @@
-"""Strategies: how much each neuron matters. One file a score; `select` runs one by its name."""
+"""Strategies: how much each neuron matters. One file a score; `select` runs them by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neurofreeze.data.batches import batches
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError
 from neurofreeze.neurons import Granularity, NeuronMap
-from neurofreeze.strategies.base import Strategy
+from neurofreeze.strategies.base import ForwardStrategy, OwnRun, Sets, Strategy
+from neurofreeze.strategies.observing import observe
 from neurofreeze.strategies.scores import NeuronScores
 from neurofreeze.strategies.wifv import WIFV
 
-__all__ = ["STRATEGIES", "WIFV", "NeuronScores", "Strategy", "select"]
+__all__ = ["STRATEGIES", "WIFV", "ForwardStrategy", "NeuronScores", "OwnRun", "Strategy", "select", "select_all"]
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {"wifv": WIFV}
 
+_SHARED_OPTIONS = ("granularity", "batch_size", "max_length", "progress")
+Examples = Sequence[Example] | Mapping[str, Sequence[Example]]
+
 
 def select(
+    model: Any, tokenizer: Any, examples: Examples, strategy: str | Strategy = "wifv", **options: Any
+) -> NeuronScores:
+    """Score every neuron of `model` by one strategy.
+
+    Args:
+        model: a transformers causal language model, also under DDP, FSDP2 or ZeRO-3, where every rank must call this.
+        tokenizer: its tokenizer, with a chat template.
+        examples: prompts with answers: one calibration set, or "safety" and "utility" for a strategy that contrasts
+            the two.
+        strategy: a name in STRATEGIES, or a strategy.
+        options: those of `select_all`, and for a strategy given by name its own.
+
+    Raises:
+        ConfigError: for an unknown strategy, option or missing calibration set.
+        DataError: if a calibration set is empty.
+    """
+    shared = {name: options.pop(name) for name in _SHARED_OPTIONS if name in options}
+    chosen = make(strategy, options) if isinstance(strategy, str) else strategy
+    return select_all(model, tokenizer, examples, [chosen], **shared)[0]
+
+
+def select_all(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
-    strategy: str | Strategy = "wifv",
+    examples: Examples,
+    strategies: Sequence[Strategy],
     *,
     granularity: Granularity = "head",
     batch_size: int = 8,
     max_length: int | None = 512,
     progress: Callable[[], None] | None = None,
-    **options: Any,
-) -> NeuronScores:
-    """Score every neuron of `model` on a calibration set.
+) -> list[NeuronScores]:
+    """Score every neuron by several strategies; those that need forward passes only share one over each set.
 
     Args:
-        model: a transformers causal language model.
-        tokenizer: its tokenizer, with a chat template.
-        examples: prompts with answers.
-        strategy: a name in STRATEGIES, with its options as further keywords, or a strategy.
+        model: as for `select`.
+        tokenizer: as for `select`.
+        examples: as for `select`.
+        strategies: the strategies.
         granularity: what an attention neuron is, "head" or "channel".
         batch_size: conversations a batch.
         max_length: tokens kept of each conversation.
         progress: called after each batch.
-        options: the strategy's own options.
+    """
+    neuron_map = NeuronMap.of(model, granularity)
+    given = examples if isinstance(examples, Mapping) else {"safety": examples}
+    sets: dict[str, Any] = {
+        name: list(batches(tokenizer, given[name], batch_size, max_length)) for name in _needed(strategies, given)
+    }
+    watching = [strategy for strategy in strategies if isinstance(strategy, ForwardStrategy)]
+    seen = _watch(model, neuron_map, watching, sets, progress)
+    return [
+        strategy.score(model, neuron_map, seen[watching.index(strategy)])
+        if isinstance(strategy, ForwardStrategy)
+        else strategy.run(model, neuron_map, sets, progress)
+        for strategy in strategies
+    ]
+
+
+def make(name: str, options: Mapping[str, Any]) -> Strategy:
+    """The strategy of that name with these options.
 
     Raises:
-        ConfigError: for an unknown strategy or option.
+        ConfigError: for an unknown name or option.
     """
-    if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise ConfigError(f"no strategy {strategy!r}; expected one of {', '.join(STRATEGIES)}")
-        try:
-            strategy = STRATEGIES[strategy](**options)
-        except TypeError as error:
-            raise ConfigError(f"strategy {strategy!r}: {error}") from error
-    return strategy.score(
-        model, NeuronMap.of(model, granularity), batches(tokenizer, examples, batch_size, max_length), progress
-    )
+    if name not in STRATEGIES:
+        raise ConfigError(f"no strategy {name!r}; expected one of {', '.join(STRATEGIES)}")
+    try:
+        return STRATEGIES[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"strategy {name!r}: {error}") from error
+
+
+def _needed(strategies: Sequence[Strategy], given: Mapping[str, Any]) -> list[str]:
+    needed = list(dict.fromkeys(name for strategy in strategies for name in strategy.sets))
+    for strategy in strategies:
+        for name in strategy.sets:
+            if name not in given:
+                raise ConfigError(
+                    f"strategy {strategy.name!r} contrasts the sets {', '.join(strategy.sets)}, but {name!r} is not "
+                    'given; pass {"safety": [...], "utility": [...]}'
+                )
+    return needed
+
+
+def _watch(
+    model: Any,
+    neuron_map: NeuronMap,
+    strategies: Sequence[ForwardStrategy],
+    sets: Sets,
+    progress: Callable[[], None] | None,
+) -> list[dict[str, dict[Any, Any]]]:
+    seen: list[dict[str, dict[Any, Any]]] = [{} for _ in strategies]
+    for name in sets:
+        watched = []
+        for strategy, own in zip(strategies, seen, strict=True):
+            if name in strategy.sets:
+                own[name] = strategy.watch(neuron_map)
+                watched.append(own[name])
+        if watched:
+            observe(model, sets[name], watched, progress)
+    return seen

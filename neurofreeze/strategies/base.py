@@ -1,25 +1,59 @@
-"""What every strategy provides."""
+"""What every strategy provides: either what it watches in forward passes that all share, or a run of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from neurofreeze.data.batches import Batch
 from neurofreeze.neurons import NeuronMap
+from neurofreeze.strategies.observing import Point, Statistic
 from neurofreeze.strategies.scores import NeuronScores
 
+Sets = Mapping[str, Sequence[Batch]]
+Seen = Mapping[str, Mapping[Point, Any]]
 
-class Strategy(Protocol):
-    """A way to score neurons on one calibration set."""
+
+@runtime_checkable
+class ForwardStrategy(Protocol):
+    """Scores neurons by what is seen in forward passes; strategies that are asked for together share one pass."""
 
     @property
     def name(self) -> str:
         """The strategy's name in STRATEGIES."""
         ...
 
-    def score(
-        self, model: Any, neuron_map: NeuronMap, batches: Iterable[Batch], progress: Callable[[], None] | None = None
-    ) -> NeuronScores:
-        """Scores for every neuron of the map, float32; memory must not grow with the number of batches."""
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The calibration sets it reads, "safety" first."""
         ...
+
+    def watch(self, neuron_map: NeuronMap) -> dict[Point, Statistic]:
+        """New, empty statistics for one calibration set, by where in the model they are gathered."""
+        ...
+
+    def score(self, model: Any, neuron_map: NeuronMap, seen: Seen) -> NeuronScores:
+        """Scores for every neuron from the statistics of each set."""
+        ...
+
+
+@runtime_checkable
+class OwnRun(Protocol):
+    """Scores neurons by passes of its own: with gradients, through a second model, or with none at all."""
+
+    @property
+    def name(self) -> str:
+        """The strategy's name in STRATEGIES."""
+        ...
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The calibration sets it reads, "safety" first; () if it needs no data."""
+        ...
+
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
+        """Scores for every neuron; memory must not grow with the number of batches."""
+        ...
+
+
+Strategy = ForwardStrategy | OwnRun

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,18 @@ from neurofreeze.errors import NeuroFreezeError
 from neurofreeze.mask import FloatArray, MaskConfig, NeuronMask, check_fraction
 from neurofreeze.neurons import NeuronMap
 
+_TINY = np.finfo(np.float64).tiny
+Per = Literal["kind", "layer", "site", "model"]
+
 
 @dataclass(frozen=True, eq=False)
 class NeuronScores:
-    """How much each neuron matters by one strategy on one calibration set.
+    """How much each neuron matters by one strategy on one calibration set, or by the contrast of two.
 
     Attributes:
         neuron_map: the model's neurons.
-        values: site name -> float32 [neurons].
+        values: site name -> float32 [neurons]; a site that the strategy does not score is left out, and none of its
+            neurons is ever chosen.
         strategy: the strategy's name and parameters.
 
     Raises:
@@ -51,28 +55,58 @@ class NeuronScores:
             self.neuron_map, {name: op(self.values[name], other.values[name]) for name in self.values}, self.strategy
         )
 
-    def top(self, fraction: float) -> NeuronMask:
-        """The `fraction` of neurons with the highest scores, of each kind (MLP, attention) separately.
+    def standardized(self) -> NeuronScores:
+        """Each site's scores as z-scores: its mean subtracted, divided by its standard deviation."""
+        values = {}
+        for name, found in self.values.items():
+            wide = found.astype(np.float64)
+            values[name] = ((wide - wide.mean()) / max(float(wide.std()), _TINY)).astype(np.float32)
+        return NeuronScores(self.neuron_map, values, {**self.strategy, "standardized": True})
 
-        Kinds are not comparable: a head has tens of times the weights of an MLP neuron. Equal scores are taken in
-        the order of layers, then neurons.
+    def top(self, fraction: float, per: Per = "kind") -> NeuronMask:
+        """The `fraction` of scored neurons with the highest scores.
+
+        Equal scores are taken in the order of layers, then neurons.
+
+        Args:
+            fraction: of each group.
+            per: what is ranked together: each kind (MLP, attention), which are not comparable since a head has tens of
+                times the weights of an MLP neuron; each layer's and each site's neurons; or the whole model.
 
         Raises:
             MaskError: if fraction is not in (0, 1].
         """
         check_fraction(fraction)
         bits: dict[str, Any] = {}
-        for names in kinds(self.neuron_map).values():
+        for names in self._groups(per):
             order = np.argsort(-self.joined(names), kind="stable")
             chosen = np.zeros(len(order), dtype=bool)
             chosen[order[: round(fraction * len(order))]] = True
             bits |= split(chosen, names, self.neuron_map)
-        strategy = {**self.strategy, "rule": "top", "fraction": fraction}
-        return NeuronMask(bits, MaskConfig.of(self.neuron_map, strategy=strategy), self.values)
+        return self._mask(bits, {"rule": "top", "fraction": fraction, "per": per})
+
+    def above(self, threshold: float) -> NeuronMask:
+        """The scored neurons whose score is greater than `threshold`."""
+        bits = {name: values > threshold for name, values in self.values.items()}
+        return self._mask(bits, {"rule": "above", "threshold": threshold})
 
     def joined(self, names: list[str]) -> FloatArray:
         """The scores of these sites, one after the other."""
         return np.concatenate([self.values[name] for name in names])
+
+    def _groups(self, per: Per) -> list[list[str]]:
+        sites = [site for name, site in self.neuron_map.sites.items() if name in self.values]
+        keys = {"kind": lambda s: s.kind, "layer": lambda s: s.layer, "site": lambda s: s.name, "model": lambda s: None}
+        groups: dict[Any, list[str]] = {}
+        for site in sites:
+            groups.setdefault(keys[per](site), []).append(site.name)
+        return list(groups.values())
+
+    def _mask(self, bits: Mapping[str, Any], rule: dict[str, Any]) -> NeuronMask:
+        every = {name: np.zeros(site.neurons, dtype=bool) for name, site in self.neuron_map.sites.items()}
+        scores = self.values if self.values.keys() == every.keys() else None
+        config = MaskConfig.of(self.neuron_map, strategy={**self.strategy, **rule})
+        return NeuronMask({**every, **bits}, config, scores)
 
 
 def kinds(neuron_map: NeuronMap) -> dict[str, list[str]]:

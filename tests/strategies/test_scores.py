@@ -98,7 +98,7 @@ def test_sum_and_difference_are_neuron_by_neuron() -> None:
 def test_a_mask_remembers_its_scores_and_where_they_came_from() -> None:
     found = scores()
     mask = found.top(0.25)
-    assert mask.config.strategy == {"name": "test", "rule": "top", "fraction": 0.25}
+    assert mask.config.strategy == {"name": "test", "rule": "top", "fraction": 0.25, "per": "kind"}
     assert mask.scores is not None
     for name in SITES:
         np.testing.assert_array_equal(mask.scores[name], found.values[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +60,11 @@ def test_granularity_and_max_length_are_used(model: Any, tiny_tokenizer: Any) ->
 def test_a_strategy_of_one_s_own_is_used_as_it_is(model: Any, tiny_tokenizer: Any) -> None:
     class Index:
         name = "index"
+        sets = ("safety",)
 
-        def score(
-            self, model: Any, neuron_map: NeuronMap, batches: Iterable[Any], progress: Any = None
-        ) -> NeuronScores:
+        def run(self, model: Any, neuron_map: NeuronMap, sets: Any, progress: Any) -> NeuronScores:
             values = {name: np.arange(site.neurons, dtype=np.float32) for name, site in neuron_map.sites.items()}
-            return NeuronScores(neuron_map, values, {"name": self.name, "batches": len(list(batches))})
+            return NeuronScores(neuron_map, values, {"name": self.name, "batches": len(sets["safety"])})
 
     found = select(model, tiny_tokenizer, read("bundled:harmful/calibration", limit=5), Index(), batch_size=2)
     assert found.strategy == {"name": "index", "batches": 3}

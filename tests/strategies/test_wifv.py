@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 
 from neurofreeze.data.batches import Batch, pad
 from neurofreeze.errors import DataError
-from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies import WIFV, NeuronScores
 from tests import tiny
+from tests.strategies import scoring
+from tests.strategies.scoring import batched, conversations
 
 # Architecture -> site -> the module whose input the neurons are, and whether its weight is stored [in, out].
 MODULES = {
@@ -28,17 +29,8 @@ MODULES = {
 HEADS = 6
 
 
-def conversations(count: int = 7) -> list[tuple[list[int], int]]:
-    rng = np.random.default_rng(0)
-    return [(rng.integers(3, 64, size=length).tolist(), 1) for length in rng.integers(3, 15, size=count)]
-
-
-def batched(size: int, rows: list[tuple[list[int], int]] | None = None) -> list[Batch]:
-    return list(pad(rows or conversations(), 0, size))
-
-
-def score(model: Any, batches: Iterable[Batch], granularity: Any = "head", **options: Any) -> NeuronScores:
-    return WIFV(**options).score(model, NeuronMap.of(model, granularity), batches)
+def score(model: Any, batches: Sequence[Batch], granularity: Any = "head", **options: Any) -> NeuronScores:
+    return scoring.score(WIFV(**options), model, batches, granularity)
 
 
 def reference(model: Any, architecture: str, standardize: bool, heads: bool) -> dict[str, np.ndarray]:
@@ -138,35 +130,19 @@ def test_dropout_is_off_while_scoring() -> None:
 def test_hooks_are_removed_and_training_restored_after_an_error() -> None:
     model = tiny.model("llama").train()
 
-    def broken() -> Iterator[Batch]:
-        yield from batched(3)[:1]
-        raise RuntimeError("disk gone")
+    def broken() -> None:
+        raise RuntimeError("interrupted")
 
-    with pytest.raises(RuntimeError, match="disk gone"):
-        score(model, broken())
+    with pytest.raises(RuntimeError, match="interrupted"):
+        scoring.score(WIFV(), model, batched(3), progress=broken)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_batches_are_taken_one_at_a_time() -> None:
-    seen = 0
-
-    def stream() -> Iterator[Batch]:
-        nonlocal seen
-        for batch in batched(2):
-            yield batch
-            seen += 1
-            assert seen == told
-
-    told = 0
-
-    def progress() -> None:
-        nonlocal told
-        told += 1
-
-    model = tiny.model("llama")
-    WIFV().score(model, NeuronMap.of(model), stream(), progress)
-    assert told == 4
+def test_progress_is_told_after_each_batch() -> None:
+    told: list[int] = []
+    scoring.score(WIFV(), tiny.model("llama"), batched(2), progress=lambda: told.append(1))
+    assert len(told) == 4
 
 
 def test_an_empty_calibration_set_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""RunningVariance: numpy's sample variance, whatever the chunks and however far from zero."""
+"""RunningMoments: numpy's sample variance, whatever the chunks and however far from zero."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurofreeze.strategies.wifv import RunningVariance
+from neurofreeze.strategies.statistics import RunningMoments
 
 
 def streamed(tokens: np.ndarray, ends: list[int]) -> np.ndarray:
-    running = RunningVariance()
+    running = RunningMoments()
     for chunk in np.split(tokens, ends):
-        running.update(torch.from_numpy(chunk))
+        running.add(torch.from_numpy(chunk))
     return running.variance().numpy()
 
 
@@ -43,9 +43,9 @@ def test_channels_of_very_different_scale_do_not_disturb_each_other() -> None:
 
 def test_bfloat16_tokens_are_not_summed_in_bfloat16() -> None:
     tokens = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
-    running = RunningVariance()
+    running = RunningMoments()
     for chunk in tokens.split(100):
-        running.update(chunk)
+        running.add(chunk)
     expected = tokens.double().numpy().var(axis=0, ddof=1)
     np.testing.assert_allclose(running.variance().numpy(), expected, rtol=1e-5)
     assert running.variance().dtype == torch.float64
@@ -53,14 +53,28 @@ def test_bfloat16_tokens_are_not_summed_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_tokens_have_no_variance(count: int) -> None:
-    running = RunningVariance()
-    running.update(torch.ones(count, 3))
+    running = RunningMoments()
+    running.add(torch.ones(count, 3))
     assert torch.count_nonzero(running.variance()) == 0
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:
-    running = RunningVariance()
+    running = RunningMoments()
     for _ in range(50):
-        running.update(torch.randn(10, 7))
+        running.add(torch.randn(10, 7))
     held = [value for value in vars(running).values() if isinstance(value, torch.Tensor)]
     assert sum(tensor.untyped_storage().nbytes() for tensor in held) == 2 * 7 * 8
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 2**32 - 1))
+def test_merging_is_seeing_both_streams(first: int, second: int, seed: int) -> None:
+    tokens = torch.from_numpy(np.random.default_rng(seed).normal(size=(first + second, 3)) + 100)
+    a, b, both = RunningMoments(), RunningMoments(), RunningMoments()
+    a.add(tokens[:first])
+    b.add(tokens[first:])
+    both.add(tokens)
+    a.merge(b)
+    assert a.count == both.count == first + second
+    if both.count:
+        torch.testing.assert_close(a.mean, both.mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(a.variance(), both.variance(), rtol=1e-9, atol=1e-12)
