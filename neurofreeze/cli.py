@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "compare two checkpoints bit by bit: did the frozen neurons stay?",
     "evaluate": "measure refusals, over-refusal, refusal margin and held-out loss",
     "report": "write report.html from what the other stages left",
+    "compare": "show how much masks overlap, layer by layer",
     "doctor": "show a model's neurons and this installation",
 }
 
@@ -35,12 +36,13 @@ Fine-tune an aligned language model without losing its safety.
 commands:
 {commands}
 
-settings (all commands but verify take them; conf/config.yaml has all):
+settings (all commands but verify and compare take them; conf/config.yaml has all):
   model=PATH-OR-HUB-ID    a checkpoint folder, a GGUF file, a hub id; default smollm2-135m-instruct
   data.train=PATH-OR-ID   fine-tuning data; also data.safety, data.utility, data.harmful, data.lookalikes ...
   fraction=0.15           share of neurons to freeze, in (0, 1]
   seed=0  name=quickstart  hydra.run.dir=runs/quickstart
   neurofreeze verify base=FOLDER tuned=FOLDER mask=FOLDER
+  neurofreeze compare masks=FOLDER,FOLDER
 
 options:
   --cfg job               print the settings and stop
@@ -91,12 +93,12 @@ def _explain(error: Exception, command: str) -> int:
 
 
 def _setting_error(error: Exception, command: str) -> str:
-    from neurofreeze.config.schema import Config, VerifyConfig
+    from neurofreeze.config.schema import SCHEMAS, Config
 
     message, cause = (" ".join(str(found or "").split()) for found in (error, error.__cause__))
     if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", f"{message} {cause}"):
         key = unknown[1] or unknown[2]
-        names = list(_settings(VerifyConfig() if command == "verify" else Config()))
+        names = list(_settings(SCHEMAS.get(command, Config)))
         top = ", ".join(name for name in names if "." not in name)
         return f"unknown setting {key!r}{_suggest(key, names)}; expected one of {top} or a key below them"
     reason, found, rest = cause.partition(" full_key: ")
@@ -106,15 +108,15 @@ def _setting_error(error: Exception, command: str) -> str:
     return f"{override}: {message}" if override else message
 
 
-def _settings(config: Any, prefix: str = "") -> Iterator[str]:
+def _settings(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every key of a config dataclass, dotted."""
     from dataclasses import fields, is_dataclass
 
-    for field in fields(config):
+    for field in fields(schema):
         yield f"{prefix}{field.name}"
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from _settings(value, f"{prefix}{field.name}.")
+        factory: Any = field.default_factory
+        if is_dataclass(factory):
+            yield from _settings(factory, f"{prefix}{field.name}.")
 
 
 def _suggest(found: str, known: object) -> str:

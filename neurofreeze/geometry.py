@@ -1,4 +1,4 @@
-"""Where a piece of a parameter lies in the whole, and which of its rows or columns a selection names. Pure.
+"""Where a piece of a parameter lies in the whole, and what of it a selection names. Pure.
 
 A parameter is a stack of matrices: a vector of n is one n x 1 matrix, an expert weight [E, rows, cols] is E matrices.
 What a rank holds of it is a few blocks, each a rectangle of one matrix: one for a rectangular shard, at most three a
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neurofreeze.errors import FreezeError
-from neurofreeze.neurons import IndexArray, Selection
+from neurofreeze.neurons import ELEMENTS, IndexArray, Selection
 
 
 class Block(NamedTuple):
@@ -102,6 +102,30 @@ def local_index(selection: Selection, block: Block, shape: Sequence[int]) -> Ind
         first, length = block.matrix * width + block.col, block.cols
     begin, end = np.searchsorted(selection.index, (first, first + length))
     return selection.index[begin:end] - first
+
+
+def chosen(selection: Selection, block: Block, shape: Sequence[int]) -> Iterator[tuple[Block, Selection]]:
+    """What of `block` the selection names, as rows or columns of rectangles, counted from each rectangle's origin.
+
+    The rectangle is the block itself, but for single elements: those are columns of its rows, one by one.
+
+    Args:
+        selection: of a parameter.
+        block: a part of it.
+        shape: of the whole parameter.
+    """
+    if selection.axis != ELEMENTS:
+        index = local_index(selection, block, shape)
+        if len(index):
+            yield block, Selection(selection.axis, index)
+        return
+    _, height, width = stack_shape(shape)
+    for row in range(block.rows):
+        first = (block.matrix * height + block.row + row) * width + block.col
+        begin, end = np.searchsorted(selection.index, (first, first + block.cols))
+        if begin < end:
+            line = block._replace(offset=block.offset + row * block.cols, rows=1, row=block.row + row)
+            yield line, Selection(1, selection.index[begin:end] - first)
 
 
 def _slice_of_matrix(offset: int, low: int, high: int, cols: int, matrix: int) -> Iterator[Block]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from neurofreeze._version import __version__
 from neurofreeze.errors import MaskError
 from neurofreeze.geometry import stack_shape
-from neurofreeze.neurons import BoolArray, NeuronMap, Selection
+from neurofreeze.neurons import ELEMENTS, BoolArray, NeuronMap, Selection
 
 if TYPE_CHECKING:
     import torch
@@ -173,8 +173,11 @@ class NeuronMask:
         dense = {}
         for name, (axis, index) in self.select(neuron_map).items():
             mask = np.zeros(stack_shape(neuron_map.shapes[name]), dtype=bool)
-            matrix, line = np.divmod(index, mask.shape[axis + 1])
-            mask.swapaxes(1, axis + 1)[matrix, line] = True
+            if axis == ELEMENTS:
+                mask.reshape(-1)[index] = True
+            else:
+                matrix, line = np.divmod(index, mask.shape[axis + 1])
+                mask.swapaxes(1, axis + 1)[matrix, line] = True
             dense[name] = torch.from_numpy(mask).view(neuron_map.shapes[name])
         return dense
 

@@ -10,7 +10,7 @@ import torch
 
 from neurofreeze import fingerprint
 from neurofreeze.errors import FreezeError
-from neurofreeze.geometry import Block, local_index
+from neurofreeze.geometry import Block, chosen
 from neurofreeze.neurons import Selection
 
 
@@ -73,6 +73,5 @@ def cut(located: Iterable[T], selections: Mapping[str, Selection]) -> Iterator[P
     for part in located:
         selection = selections[part.name]
         for block in part.blocks:
-            index = local_index(selection, block, part.shape)
-            if len(index):
-                yield Piece(part, block, selection.axis, torch.from_numpy(index))
+            for rectangle, (axis, index) in chosen(selection, block, part.shape):
+                yield Piece(part, rectangle, axis, torch.from_numpy(index))

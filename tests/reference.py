@@ -25,8 +25,18 @@ def dense(model: Any, mask: NeuronMask) -> Dense:
         for member in site.members:
             for neuron in mask.bits[site.name].nonzero()[0]:
                 for index in member.index[neuron].tolist():
-                    found[member.parameter].select(member.axis, index).fill_(True)
+                    line(found[member.parameter], member.axis, index).fill_(True)
     return found
+
+
+def line(tensor: torch.Tensor, axis: int, index: int) -> torch.Tensor:
+    """A row, a column or (axis 2) an element of a matrix or a stack of them, counted as a Selection counts."""
+    if axis == 2:
+        return tensor.view(-1)[index]
+    if tensor.dim() < 3:
+        return tensor.select(axis, index)
+    matrix, within = divmod(index, tensor.shape[axis + 1])
+    return tensor[matrix].select(axis, within)
 
 
 def batches(steps: int, accumulation: int = 1, size: tuple[int, int] = (2, 7), seed: int = 0) -> list[Batches]:

@@ -10,17 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurofreeze.errors import FreezeError
-from neurofreeze.geometry import Block, flat_slice, local_index, rectangle, stack_shape, whole
-from neurofreeze.neurons import Selection
+from neurofreeze.geometry import Block, chosen, flat_slice, local_index, rectangle, stack_shape, whole
+from neurofreeze.neurons import ELEMENTS, Selection
 
 Dense = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @st.composite
 def selections(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[Selection, Dense]:
-    """Rows or columns of each matrix of a parameter, and the same as a dense mask set one by one."""
+    """Rows, columns or elements of a parameter, and the same as a dense mask set one by one."""
     stack = np.zeros(stack_shape(shape), bool)
-    axis = draw(st.integers(0, 1 if len(shape) > 1 else 0))
+    axis = draw(st.sampled_from((0, 1, ELEMENTS) if len(shape) > 1 else (0, ELEMENTS)))
+    if axis == ELEMENTS:
+        elements = sorted(draw(st.sets(st.integers(0, stack.size - 1))))
+        stack.reshape(-1)[elements] = True
+        return Selection(axis, np.array(elements, dtype=np.int64)), stack.reshape(shape)
     lines = stack.shape[axis + 1]
     chosen = draw(st.sets(st.tuples(st.integers(0, len(stack) - 1), st.integers(0, lines - 1))))
     for matrix, line in chosen:
@@ -39,12 +43,30 @@ def marked(selection: Selection, blocks: tuple[Block, ...], shape: tuple[int, ..
     """What the selection marks in a 1-D storage of `size` elements that holds `blocks`."""
     found = np.zeros(size, bool)
     for block in blocks:
-        index = local_index(selection, block, shape)
-        assert index.dtype == np.int64
-        assert index.tolist() == sorted(set(index.tolist()))
-        view = found[block.offset : block.offset + block.numel].reshape(block.rows, block.cols)
-        np.moveaxis(view, selection.axis, 0)[index] = True
+        for part, (axis, index) in chosen(selection, block, shape):
+            assert index.dtype == np.int64
+            assert len(index)
+            assert index.tolist() == sorted(set(index.tolist()))
+            view = found[part.offset : part.offset + part.numel].reshape(part.rows, part.cols)
+            np.moveaxis(view, axis, 0)[index] = True
     return found
+
+
+@given(SHAPES, st.data())
+def test_what_is_chosen_of_a_block_is_said_at_its_place_in_the_parameter(
+    shape: tuple[int, ...], data: st.DataObject
+) -> None:
+    selection, dense = data.draw(selections(shape))
+    offset = [data.draw(st.integers(0, length)) for length in shape]
+    local = [data.draw(st.integers(0, length - begin)) for length, begin in zip(shape, offset, strict=True)]
+    found = np.zeros(stack_shape(shape), bool)
+    for block in rectangle(shape, local, offset):
+        for part, (axis, index) in chosen(selection, block, shape):
+            cut = found[part.matrix, part.row : part.row + part.rows, part.col : part.col + part.cols]
+            np.moveaxis(cut, axis, 0)[index] = True
+    inside = np.zeros(shape, bool)
+    inside[tuple(slice(begin, begin + length) for begin, length in zip(offset, local, strict=True))] = True
+    assert np.array_equal(found.reshape(shape), dense & inside)
 
 
 @given(SHAPES, st.integers(1, 6), st.data())

@@ -16,6 +16,7 @@ from neurofreeze.errors import MaskError
 from neurofreeze.mask import MaskConfig, NeuronMask
 from neurofreeze.neurons import NeuronMap
 from tests import tiny
+from tests.reference import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,17 +154,16 @@ def test_dense_marks_what_the_chosen_neurons_own_and_nothing_else(architecture: 
     config = tiny.config(architecture)
     neuron_map = NeuronMap.of(config, granularity)
     mask = NeuronMask.random(neuron_map, 0.2, seed=1)
-    expected = {name: np.zeros(shape, bool) for name, shape in neuron_map.shapes.items()}
+    expected = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in neuron_map.shapes.items()}
     for site in neuron_map.sites.values():
         for member in site.members:
             for neuron in np.flatnonzero(mask.bits[site.name]):
-                for index in member.index[neuron]:
-                    np.moveaxis(expected[member.parameter], member.axis, 0)[index] = True
+                for index in member.index[neuron].tolist():
+                    line(expected[member.parameter], member.axis, index).fill_(True)
     dense = mask.dense(config)
     assert all(d.dtype == torch.bool and d.any() for d in dense.values())
     for name, marked in expected.items():
-        found = dense[name].numpy() if name in dense else np.zeros_like(marked)
-        assert np.array_equal(found, marked), name
+        assert torch.equal(dense.get(name, torch.zeros_like(marked)), marked), name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The map of each architecture against what the model itself computes."""
+"""What a NeuronMap is made from, refuses and counts; tests/test_architectures.py shows that it is right."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from neurofreeze.architectures import PLANS
 from neurofreeze.errors import ArchitectureError, ConfigError
 from neurofreeze.neurons import Member, NeuronMap, Site, canonical_name
 from tests import tiny
+from tests.reference import line
 
 GRANULARITIES = ("head", "channel")
-GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3")  # 6 query heads on 2 KV heads
-GROUP = 3
-IDS = torch.tensor([[5, 9, 3, 60, 7, 7, 2], [1, 0, 33, 21, 8, 50, 4]])
 
 every_architecture = pytest.mark.parametrize("architecture", tiny.CONFIGS)
 every_granularity = pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -28,175 +27,18 @@ def models() -> dict[str, Any]:
     return {architecture: tiny.model(architecture) for architecture in tiny.CONFIGS}
 
 
-def some_neurons(site: Site, shared: bool) -> list[list[int]]:
-    """Sets of neurons to try: both ends, the middle, a random fifth; whole groups where rows are shared."""
-    n = site.neurons
-    picks = [
-        [0],
-        [n // 2],
-        [n - 1],
-        sorted(np.random.default_rng(n).choice(n, n // 5 + 1, replace=False).tolist()),
-    ]
-    if site.kind == "mlp" or not shared:
-        return picks
-    kv = next(member.index for member in site.reads if "v_proj" in member.parameter)
-    return [[j for j in range(n) if kv[j, 0] in kv[pick, 0]] for pick in picks]
-
-
-def logits_with_parts_zeroed(model: Any, members: list[Member], neurons: list[int]) -> torch.Tensor:
-    parameters = dict(model.named_parameters())
-    before = {member.parameter: parameters[member.parameter].detach().clone() for member in members}
-    with torch.no_grad():
-        for member in members:
-            values = parameters[member.parameter]
-            for index in member.index[neurons].ravel().tolist():
-                values.select(member.axis, index).zero_()
-        logits = model(IDS).logits
-        for name, values in before.items():
-            parameters[name].copy_(values)
-    return logits
-
-
-def logits_with_channels_zeroed(model: Any, site: Site, neurons: list[int]) -> torch.Tensor:
-    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = inputs[0].clone()
-        hidden[..., site.writes.index[neurons].ravel()] = 0
-        return (hidden, *inputs[1:])
-
-    handle = model.get_submodule(site.module).register_forward_pre_hook(hook)
-    with torch.no_grad():
-        logits = model(IDS).logits
-    handle.remove()
-    return logits
-
-
-@every_granularity
-@every_architecture
-def test_zeroing_what_a_neuron_writes_equals_silencing_its_channels(
-    architecture: str, granularity: Any, models: dict[str, Any]
-) -> None:
-    model = models[architecture]
-    for site in NeuronMap.of(model, granularity).sites.values():
-        for neurons in some_neurons(site, shared=False):
-            zeroed = logits_with_parts_zeroed(model, [site.writes], neurons)
-            silenced = logits_with_channels_zeroed(model, site, neurons)
-            assert (zeroed - silenced).abs().max() <= 1e-12
-        assert (zeroed - model(IDS).logits).abs().max() > 1e-6  # the random fifth: one may be a dead ReLU
-
-
-@every_granularity
-@every_architecture
-def test_zeroing_what_a_neuron_reads_equals_silencing_its_channels(
-    architecture: str, granularity: Any, models: dict[str, Any]
-) -> None:
-    model = models[architecture]
-    for site in NeuronMap.of(model, granularity).sites.values():
-        for neurons in some_neurons(site, shared=architecture in GROUPED):
-            zeroed = logits_with_parts_zeroed(model, list(site.reads), neurons)
-            silenced = logits_with_channels_zeroed(model, site, neurons)
-            assert (zeroed - silenced).abs().max() <= 1e-12
-
-
-@every_granularity
-@every_architecture
-def test_zeroing_whole_neurons_equals_silencing_their_channels(
-    architecture: str, granularity: Any, models: dict[str, Any]
-) -> None:
-    model = models[architecture]
-    for site in NeuronMap.of(model, granularity).sites.values():
-        for neurons in some_neurons(site, shared=architecture in GROUPED):
-            zeroed = logits_with_parts_zeroed(model, list(site.members), neurons)
-            silenced = logits_with_channels_zeroed(model, site, neurons)
-            assert (zeroed - silenced).abs().max() <= 1e-12
-
-
-@pytest.mark.parametrize("part", ["q_proj", "k_proj"])
-@pytest.mark.parametrize("architecture", [*GROUPED, "opt"])
-def test_queries_and_keys_of_a_head_reach_no_other_head(architecture: str, part: str, models: dict[str, Any]) -> None:
-    # Zeroed values hide what the queries and keys of a head do, so those are tried alone.
-    model = models[architecture]
-    site = NeuronMap.of(model).sites["layers.1.attention"]
-    neurons = [3, 4, 5]
-    silent = logits_with_channels_zeroed(model, site, neurons)
-    members = [member for member in site.reads if part in member.parameter]
-    unheard = logits_with_parts_zeroed(model, [*members, site.writes], neurons)
-    assert (unheard - silent).abs().max() <= 1e-12
-    assert (logits_with_parts_zeroed(model, members, neurons) - model(IDS).logits).abs().max() > 1e-6
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
-def test_a_fused_projection_gives_each_head_its_own_queries_keys_and_values(
-    architecture: str, models: dict[str, Any]
-) -> None:
-    site = NeuronMap.of(models[architecture]).sites["layers.0.attention"]
-    dim = 6
-    for head in range(6):
-        if architecture == "gpt2":  # all queries, all keys, all values
-            expected = [36 * part + dim * head + d for part in range(3) for d in range(dim)]
-        else:  # head after head, each with its query, key and value
-            expected = list(range(3 * dim * head, 3 * dim * (head + 1)))
-        for member in site.reads:
-            assert sorted(member.index[head].tolist()) == expected
-
-
-def owners(neuron_map: NeuronMap) -> dict[str, dict[int, list[tuple[str, int]]]]:
-    """Parameter -> row or column -> the neurons that name it, counted one by one."""
-    found: dict[str, dict[int, list[tuple[str, int]]]] = {}
-    for site in neuron_map.sites.values():
-        for member in site.members:
-            for neuron in range(site.neurons):
-                for index in member.index[neuron].tolist():
-                    found.setdefault(member.parameter, {}).setdefault(index, []).append((site.name, neuron))
-    return found
-
-
-@every_granularity
-@every_architecture
-def test_every_element_belongs_to_one_neuron_or_to_a_query_group(architecture: str, granularity: Any) -> None:
-    neuron_map = NeuronMap.of(tiny.config(architecture), granularity)
-    dim = 8 if architecture == "qwen3" else 6
-    for parameter, by_index in owners(neuron_map).items():
-        for index, names in by_index.items():
-            if architecture in GROUPED and (".k_proj." in parameter or ".v_proj." in parameter):
-                kv_head, d = divmod(index, dim)
-                heads = range(GROUP * kv_head, GROUP * (kv_head + 1))
-                expected = list(heads) if granularity == "head" else [head * dim + d for head in heads]
-                assert [neuron for _, neuron in names] == expected
-            else:
-                assert len(names) == 1
-
-
-@every_granularity
-@every_architecture
-def test_members_and_rest_partition_all_parameters(architecture: str, granularity: Any) -> None:
-    neuron_map = NeuronMap.of(tiny.config(architecture), granularity)
-    parameters = {name: tuple(p.shape) for name, p in tiny.model(architecture).named_parameters()}
-    assert neuron_map.shapes == parameters
-    covered = owners(neuron_map)
-    assert sorted([*covered, *neuron_map.rest]) == sorted(parameters)
-    axes = {member.parameter: member.axis for member in neuron_map.members()}
-    fused = granularity == "channel" and architecture in ("gpt2", "gpt_neox")
-    for parameter, by_index in covered.items():
-        size = parameters[parameter][axes[parameter]]
-        if fused and ("c_attn" in parameter or "query_key_value" in parameter):
-            size //= 3  # queries and keys are shared by all channels of a head
-        assert len(by_index) == size
-
-
-@every_granularity
-@every_architecture
-def test_each_layer_has_an_attention_and_an_mlp_site(architecture: str, granularity: Any) -> None:
-    neuron_map = NeuronMap.of(tiny.config(architecture), granularity)
-    channels = 48 if architecture == "qwen3" else 36
-    heads = 6 if granularity == "head" else channels
-    assert {name: site.neurons for name, site in neuron_map.sites.items()} == {
-        "layers.0.attention": heads,
+def test_sites_are_named_by_layer_and_block() -> None:
+    assert {name: site.neurons for name, site in NeuronMap.of(tiny.config("deepseek_v3")).sites.items()} == {
         "layers.0.mlp": 70,
-        "layers.1.attention": heads,
+        "layers.1.mlp.experts": 5 * 10,
+        "layers.1.mlp.shared": 2 * 10,
+    }
+    assert {name: site.neurons for name, site in NeuronMap.of(tiny.config("qwen3"), "channel").sites.items()} == {
+        "layers.0.attention": 48,
+        "layers.0.mlp": 70,
+        "layers.1.attention": 48,
         "layers.1.mlp": 70,
     }
-    assert list(neuron_map.sites) == sorted(neuron_map.sites)
-    assert neuron_map.total == 2 * (heads + 70)
 
 
 def test_twelve_layers_come_in_order_of_depth() -> None:
@@ -255,15 +97,66 @@ def test_wrappers_leave_no_trace_in_names(name: str) -> None:
 
 
 def test_an_architecture_without_a_plan_is_refused_with_its_modules() -> None:
-    config = AutoConfig.for_model("bloom", n_layer=2, n_head=6, hidden_size=36, vocab_size=64)
-    with pytest.raises(ArchitectureError, match=r"'bloom' .*query_key_value"):
+    config = AutoConfig.for_model("codegen", n_layer=2, n_head=4, n_embd=32, vocab_size=64, rotary_dim=4)
+    with pytest.raises(ArchitectureError, match=r"'codegen' .*qkv_proj"):
         NeuronMap.of(config)
 
 
-def test_a_packed_projection_is_refused_by_name() -> None:
-    config = AutoConfig.for_model("phi3", **tiny.CONFIGS["qwen2"])
-    with pytest.raises(ArchitectureError, match=r"'phi3' .*qkv_proj is split as 'colwise_gather_output'"):
+def test_a_projection_of_an_unknown_layout_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "codegen", {"h.*.attn.qkv_proj": "colwise", "h.*.attn.out_proj": "rowwise"})
+    config = AutoConfig.for_model("codegen", n_layer=2, n_head=4, n_embd=32, vocab_size=64, rotary_dim=4)
+    with pytest.raises(ArchitectureError, match=r"h.0.attn reads through \['qkv_proj'\]; expected q_proj"):
         NeuronMap.of(config)
+
+
+def split(monkeypatch: pytest.MonkeyPatch, architecture: str, **styles: str) -> Any:
+    """A tiny config whose plan splits the modules of this leaf name otherwise."""
+    config = tiny.config(architecture)
+    plan = PLANS.get(config.model_type, config.base_model_tp_plan)
+    changed = {pattern: styles.get(pattern.rpartition(".")[2], style) for pattern, style in (plan or {}).items()}
+    monkeypatch.setitem(PLANS, config.model_type, changed)
+    return config
+
+
+def test_a_style_of_splitting_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArchitectureError, match=r"layers.\*.self_attn.o_proj is split as 'diagonal'"):
+        NeuronMap.of(split(monkeypatch, "llama", o_proj="diagonal"))
+
+
+def test_a_block_that_writes_through_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ArchitectureError, match=r"block model.layers.0.mlp .*down_proj'\] and row-parallel modules \[\]"
+    ):
+        NeuronMap.of(split(monkeypatch, "llama", down_proj="colwise"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "styles"),
+    [
+        ("mixtral", {"gate_up_proj": "colwise"}),
+        ("mixtral", {"gate_up_proj": "packed_rowwise", "down_proj": "colwise"}),
+        ("mixtral", {"down_proj": "colwise"}),
+        ("gpt_oss", {"gate_up_proj": "packed_rowwise"}),
+        ("gpt_oss", {"gate_up_proj": "colwise", "down_proj": "rowwise"}),
+    ],
+)
+def test_experts_whose_plan_contradicts_their_storage_are_refused(
+    architecture: str, styles: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArchitectureError, match=r"layers.0.mlp.experts is stored with .* splits it as"):
+        NeuronMap.of(split(monkeypatch, architecture, **styles))
+
+
+def test_experts_made_of_other_matrices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "mixtral", {"layers.*.mlp.experts.down_proj": "rowwise"})
+    with pytest.raises(ArchitectureError, match=r"experts model.layers.0.mlp.experts are made of \['down_proj'\]"):
+        NeuronMap.of(tiny.config("mixtral"))
+
+
+def test_two_blocks_of_one_name_are_refused() -> None:
+    site = Site("layers.0.mlp", "mlp", 0, (), Member("down.weight", 1, np.arange(4)[:, None]))
+    with pytest.raises(ArchitectureError, match=r"two blocks are both called layers.0.mlp"):
+        NeuronMap("own", [site, site], {"down.weight": (3, 4)})
 
 
 def test_a_model_that_is_no_causal_language_model_is_refused_in_one_line() -> None:
@@ -326,12 +219,12 @@ def test_elements_equals_a_dense_count(architecture: str, granularity: Any) -> N
     neuron_map = NeuronMap.of(tiny.config(architecture), granularity)
     rng = np.random.default_rng(3)
     bits = {name: rng.random(site.neurons) < 0.3 for name, site in neuron_map.sites.items()}
-    dense = {name: np.zeros(shape, bool) for name, shape in neuron_map.shapes.items()}
+    dense = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in neuron_map.shapes.items()}
     for site in neuron_map.sites.values():
         for member in site.members:
             for neuron in np.flatnonzero(bits[site.name]):
-                for index in member.index[neuron]:
-                    np.moveaxis(dense[member.parameter], member.axis, 0)[index] = True
+                for index in member.index[neuron].tolist():
+                    line(dense[member.parameter], member.axis, index).fill_(True)
     assert neuron_map.elements(bits) == sum(int(d.sum()) for d in dense.values())
 
 
@@ -378,7 +271,8 @@ def test_a_map_built_by_hand_in_another_order_has_another_digest() -> None:
         (Member("lost.weight", 1, np.arange(4)[:, None]), "lost.weight is in the map but not among"),
         (Member("down.weight", 1, np.arange(1, 5)[:, None]), r"down.weight of shape \(3, 4\) is too small"),
         (Member("down.weight", 1, np.arange(-1, 3)[:, None]), r"down.weight of shape \(3, 4\) is too small"),
-        (Member("down.weight", 2, np.arange(4)[:, None]), r"down.weight of shape \(3, 4\) is too small"),
+        (Member("down.weight", 2, np.arange(9, 13)[:, None]), r"down.weight of shape \(3, 4\) is too small"),
+        (Member("down.weight", 3, np.arange(4)[:, None]), r"down.weight of shape \(3, 4\) is too small"),
         (
             Member("up.weight", 1, np.arange(3)[:, None]),
             "up.weight would hold both row neurons and column neurons",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -36,6 +37,8 @@ def _doctor(config: Config, folder: Path, _: str) -> int:
     say(f"{config.model} ({source.origin}), {neuron_map.model_type}, granularity {neuron_map.granularity}")
     console.print(_neurons(neuron_map))
     console.print(_rest(neuron_map))
+    if neuron_map.uncovered:
+        console.print(_uncovered(neuron_map))
     say(", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES if _installed(name)))
     say(f"devices: {_devices()}")
     return 0
@@ -54,17 +57,30 @@ def _neurons(neuron_map: NeuronMap) -> Table:
         for member in site.members:
             shape = "x".join(map(str, neuron_map.shapes[member.parameter]))
             within = member.parameter.partition(f".{site.layer}.")[2] or member.parameter
-            row = (site.kind, f"{site.neurons:,}", within, shape, _owns(member))
+            row = (site.kind, f"{site.neurons:,}", within, shape, _owns(member, site.kind))
             rows[row] = rows.get(row, 0) + 1
     for (kind, *cells), sites in rows.items():
         table.add_row(kind, str(sites), *cells)
     return table
 
 
-def _owns(member: Member) -> str:
+def _owns(member: Member, kind: str) -> str:
     neurons, width = member.index.shape
-    shared = ", shared" if len({tuple(row) for row in member.index.tolist()}) < neurons else ""
-    return f"{width} {'column' if member.axis else 'row'}{'s' if width > 1 else ''}{shared}"
+    lines = f"{width} {('row', 'column', 'element')[member.axis]}{'s' if width > 1 else ''}"
+    if kind != "attention":
+        return lines
+    # A fused projection begins with a head's query, its own, and ends with the value, which it may share.
+    first, last = (len(np.unique(member.index[:, at])) < neurons for at in (0, -1))
+    return lines + (", shared" if first else ", partly shared" if last else "")
+
+
+def _uncovered(neuron_map: NeuronMap) -> Table:
+    blocks = {_starred(block): why for block, why in neuron_map.uncovered.items()}
+    table = Table("block", title="not covered: no neuron of it can be frozen", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("why")
+    for block, why in blocks.items():
+        table.add_row(block, why)
+    return table
 
 
 def _rest(neuron_map: NeuronMap) -> Table:

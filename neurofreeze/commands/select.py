@@ -15,9 +15,10 @@ def main(overrides: Sequence[str]) -> int:
 
 
 def _select(run: Run, _: str) -> int:
-    from neurofreeze.stages import align, select
+    from neurofreeze.stages import align, select, validate
 
     align.run(run)
     select.run(run)
+    validate.run(run)
     say(f"masks: {run.mask('safety')}, {run.mask('random')}")
     return 0

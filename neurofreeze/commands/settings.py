@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from neurofreeze.config.location import conf_folder
-from neurofreeze.config.schema import Config, VerifyConfig
+from neurofreeze.config.schema import SCHEMAS, Config
 from neurofreeze.console import quiet
 from neurofreeze.errors import ConfigError
 
@@ -40,7 +40,8 @@ def compose(
         overrides = ["hydra.run.dir=.", *overrides]
     store = ConfigStore.instance()
     store.store("schema", Config)
-    store.store("verify_schema", VerifyConfig)
+    for name, schema in SCHEMAS.items():
+        store.store(f"{name}_schema", schema)
     code = 0
     failure: Exception | None = None
 

@@ -79,6 +79,8 @@ class StrategyConfig:
 
     name: str = "wifv"
     options: dict[str, Any] = field(default_factory=dict)
+    method: str = "ssah"  # what method=auto stands for
+    threshold: float = 0.0  # what method.threshold=null stands for
     batch_size: int = 8
     max_length: int = 512
 
@@ -92,12 +94,23 @@ class RatiosConfig:
     redundant: float = 0.14
 
 
+METHODS = ("auto", "ssah", "top", "above", "difference")
+
+
 @dataclass
 class MethodConfig:
-    """What to do with the scores."""
+    """How scores become the choice of neurons to freeze."""
 
-    name: str = "ssah"
-    ratios: RatiosConfig = field(default_factory=RatiosConfig)
+    name: str = "auto"  # auto: the strategy's own
+    ratios: RatiosConfig = field(default_factory=RatiosConfig)  # ssah
+    per: str = "kind"  # top, difference: what is ranked together, kind, layer, site or model
+    threshold: Optional[float] = None  # above: the score to exceed; null: the strategy's own
+    minus: float = 0.15  # difference: share of neurons, those that utility needs most, to leave out
+
+    def __post_init__(self) -> None:
+        _check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
+        _check(self.per in ("kind", "layer", "site", "model"), "method.per", self.per, "kind, layer, site or model")
+        _check(0 < self.minus <= 1, "method.minus", self.minus, "a number in (0, 1]")
 
 
 @dataclass
@@ -113,6 +126,20 @@ class EvaluationConfig:
         for name in ("max_new_tokens", "batch_size"):
             _check(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "a positive number")
         _check(self.limit is None or self.limit > 0, "evaluation.limit", self.limit, "a positive number or null")
+
+
+@dataclass
+class ValidationConfig:
+    """Checks of the choice of neurons, before anything is trained."""
+
+    mode: str = "none"  # prune: run the model without them, and without random ones; see what happens to refusals
+    draws: int = 3  # random masks with as many neurons
+    splits: int = 0  # times to choose again on random halves of the calibration sets, to see how much overlaps
+
+    def __post_init__(self) -> None:
+        _check(self.mode in ("none", "prune"), "validation.mode", self.mode, "none or prune")
+        _check(self.splits >= 0, "validation.splits", self.splits, "a number not below 0")
+        _check(self.draws > 0, "validation.draws", self.draws, "a positive number")
 
 
 ARMS = ("none", "random", "safety")
@@ -136,6 +163,7 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         _check(bool(self.model), "model", self.model, "a checkpoint folder, a GGUF file, a hub id or a short name")
@@ -144,6 +172,18 @@ class Config:
         _check(bool(self.arms) and set(self.arms) <= set(ARMS), "arms", self.arms, f"one or more of {list(ARMS)}")
         _check(len(set(self.arms)) == len(self.arms), "arms", self.arms, "each arm once")
         _check(self.seed >= 0, "seed", self.seed, "a number not below 0")
+
+
+@dataclass
+class CompareConfig:
+    """`neurofreeze compare`: two or more masks of one model."""
+
+    masks: list[str] = field(default_factory=list)
+    output: str = "overlap.png"  # the figure
+
+    def __post_init__(self) -> None:
+        _check(len(self.masks) > 1, "masks", self.masks, "two or more mask folders, masks=a,b")
+        _check(len(set(self.masks)) == len(self.masks), "masks", self.masks, "each mask once")
 
 
 @dataclass
@@ -164,3 +204,9 @@ class VerifyConfig:
             ", ".join(given),
             "base=, tuned= and mask= together, or none of them (run folder)",
         )
+
+
+SCHEMAS: dict[str, type[Any]] = {
+    "compare": CompareConfig,
+    "verify": VerifyConfig,
+}  # of the commands with one of their own

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from neurofreeze._version import __version__
 from neurofreeze.data import digest
 from neurofreeze.evaluation.measure import Outcomes
@@ -25,6 +27,7 @@ from neurofreeze.stages.select import GROUPS_FILE
 from neurofreeze.summary import FreezeSummary
 
 FILE = "report.html"
+_NO_GROUPS = np.empty(0, dtype=np.uint8)  # methods other than SSAH
 LABELS = {
     "none": "no freezing",
     "random": "random, same number",
@@ -44,10 +47,10 @@ def gather(run: Run, config_yaml: str) -> Content:
     from safetensors.numpy import load_file
 
     c = run.config
-    run.folder.required("select", "select")
     mask = NeuronMask.from_pretrained(run.mask("safety"))
     neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
-    groups = load_file(run.folder.path / "selection" / GROUPS_FILE)
+    path = run.folder.path / "selection" / GROUPS_FILE
+    groups = load_file(path) if run.folder.required("select", "select")["groups"] else {}
     names = [evaluate.START, *c.arms]
     outcomes = {name: evaluate.outcomes(run, name) for name in names}
     align = run.folder.required("align", "run")
@@ -58,12 +61,16 @@ def gather(run: Run, config_yaml: str) -> Content:
         seed=c.seed,
         version=__version__,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        method={"fraction": c.fraction, "granularity": c.granularity, **mask.config.strategy, **vars(c.method.ratios)},
+        method={
+            "granularity": c.granularity,
+            **mask.config.strategy,
+            **(vars(c.method.ratios) if groups else {}),
+        },
         phrase_list=phrase_list(c.evaluation.phrases).label,
         total_neurons=neuron_map.total,
         total_elements=FreezeSummary.of(neuron_map, mask).total_elements,
         sites=[
-            Site(site.name, site.kind, site.layer, groups[site.name], mask.bits[site.name])
+            Site(site.name, site.kind, site.layer, groups.get(site.name, _NO_GROUPS), mask.bits[site.name])
             for site in neuron_map.sites.values()
         ],
         arms=[_arm(run, name, outcomes[name], align["aligned"]) for name in names],

@@ -9,14 +9,34 @@ from neurofreeze.data.batches import batches
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError
 from neurofreeze.neurons import Granularity, NeuronMap
-from neurofreeze.strategies.base import ForwardStrategy, OwnRun, Sets, Strategy
+from neurofreeze.strategies.base import ForwardStrategy, OwnBatches, OwnRun, Sets, Strategy
+from neurofreeze.strategies.change import Change
+from neurofreeze.strategies.contrast import Contrast
+from neurofreeze.strategies.margin import Margin
 from neurofreeze.strategies.observing import observe
+from neurofreeze.strategies.probe import Probe
+from neurofreeze.strategies.random import Random
+from neurofreeze.strategies.safe_layers import SafeLayers
 from neurofreeze.strategies.scores import NeuronScores
+from neurofreeze.strategies.sn_tune import SNTune
+from neurofreeze.strategies.snip import Snip
+from neurofreeze.strategies.wanda import Wanda
 from neurofreeze.strategies.wifv import WIFV
 
 __all__ = ["STRATEGIES", "WIFV", "ForwardStrategy", "NeuronScores", "OwnRun", "Strategy", "select", "select_all"]
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {"wifv": WIFV}
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "change": Change,
+    "contrast": Contrast,
+    "margin": Margin,
+    "probe": Probe,
+    "random": Random,
+    "safe_layers": SafeLayers,
+    "sn_tune": SNTune,
+    "snip": Snip,
+    "wanda": Wanda,
+    "wifv": WIFV,
+}
 
 _SHARED_OPTIONS = ("granularity", "batch_size", "max_length", "progress")
 Examples = Sequence[Example] | Mapping[str, Sequence[Example]]
@@ -74,10 +94,16 @@ def select_all(
     }
     watching = [strategy for strategy in strategies if isinstance(strategy, ForwardStrategy)]
     seen = _watch(model, neuron_map, watching, sets, progress)
+
+    def read_by(strategy: OwnRun) -> Sets:
+        if not isinstance(strategy, OwnBatches):
+            return sets
+        return {name: strategy.batches(tokenizer, given[name], batch_size, max_length) for name in strategy.sets}
+
     return [
         strategy.score(model, neuron_map, seen[watching.index(strategy)])
         if isinstance(strategy, ForwardStrategy)
-        else strategy.run(model, neuron_map, sets, progress)
+        else strategy.run(model, neuron_map, read_by(strategy), progress)
         for strategy in strategies
     ]
 

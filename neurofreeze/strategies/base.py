@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from neurofreeze.data.batches import Batch
+from neurofreeze.data.examples import Example
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies.observing import Point, Statistic
 from neurofreeze.strategies.scores import NeuronScores
@@ -53,6 +54,17 @@ class OwnRun(Protocol):
 
     def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
         """Scores for every neuron; memory must not grow with the number of batches."""
+        ...
+
+
+@runtime_checkable
+class OwnBatches(OwnRun, Protocol):
+    """Reads other token ids than those of whole conversations, say prompts with openings of its own."""
+
+    def batches(
+        self, tokenizer: Any, examples: Sequence[Example], batch_size: int, max_length: int | None
+    ) -> Sequence[Batch]:
+        """What `run` gets of each calibration set."""
         ...
 
 

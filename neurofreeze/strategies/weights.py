@@ -20,8 +20,8 @@ def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
     if isinstance(parameter, DTensor):
         return cast(DTensor, parameter.detach()).full_tensor()
     if hasattr(parameter, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed import zero
 
-        with GatheredParameters([parameter]):
+        with zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
     return parameter.detach()

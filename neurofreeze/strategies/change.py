@@ -1,0 +1,126 @@
+"""Change of activations between two checkpoints (Chen et al. 2025, arXiv 2406.14144): what alignment has changed.
+
+With a_jn the activation of neuron j at token n of an answer, the input of its block's second matrix, in the model and
+in a reference that read the same conversations,
+
+    S_j = sqrt(mean_n (a_jn - a'_jn)^2)
+
+over all tokens of all answers. Chen et al. compare a base model with its aligned version on texts of the latter; here
+the texts are the answers of the calibration set.
+
+When to use it: with both sides of a safety fine-tune at hand, an aligned model and what it was made from: the score
+finds neurons whose work alignment changed, whatever they did before. Two forward passes, no gradients, memory for two
+models. It is blind to what already was in the reference, and says nothing about which differences matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from neurofreeze.data.batches import Batch
+from neurofreeze.errors import ConfigError, DataError
+from neurofreeze.neurons import NeuronMap
+from neurofreeze.strategies import passes
+from neurofreeze.strategies.base import Sets
+from neurofreeze.strategies.observing import forward
+from neurofreeze.strategies.options import require
+from neurofreeze.strategies.scores import NeuronScores
+
+
+@dataclass(frozen=True)
+class Change:
+    """RMS differences; a head's is the mean over its channels.
+
+    Args:
+        reference: the other checkpoint: a folder, which is loaded in the model's precision beside it, or a model that
+            is already loaded. Every rank holds a folder's model whole.
+        attention: score attention neurons too. The paper looks at MLP neurons only; without it no attention neuron has
+            a score.
+
+    Raises:
+        ConfigError: if the reference is no folder.
+    """
+
+    reference: Any
+    attention: bool = False
+    name: str = "change"
+    sets: ClassVar[tuple[str, ...]] = ("safety",)
+
+    def __post_init__(self) -> None:
+        found = self.reference
+        usable = isinstance(found, torch.nn.Module) or (isinstance(found, str | Path) and Path(found).is_dir())
+        require(usable, "reference", found, "the folder of a checkpoint, or a model")
+
+    @torch.no_grad()
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
+        """S_j for every neuron j. Collective.
+
+        Raises:
+            ConfigError: if the reference does not have the same neurons.
+            DataError: if the calibration set is empty or has no answers.
+        """
+        batches, reference = passes.require_some(sets["safety"]), self._loaded(model, neuron_map)
+        before, after = _Answers(), _Answers()
+        squares: dict[str, torch.Tensor] = {
+            name: torch.zeros(site.writes.index.size, dtype=torch.float64)
+            for name, site in neuron_map.sites.items()
+            if self.attention or site.kind == "mlp"
+        }
+        tokens = sum(int(batch.response_mask.sum()) for batch in batches)
+        if not tokens:
+            raise DataError("no conversation of the calibration set has an answer; is max_length too short for them?")
+        with ExitStack() as stack:
+            for each, seen in ((reference, before), (model, after)):
+                stack.enter_context(passes.evaluating(each))
+                stack.enter_context(passes.watching(each, neuron_map, seen.see))
+            for batch, counts in passes.turns(batches):
+                before.batch = after.batch = batch
+                forward(reference, batch)
+                forward(model, batch)
+                for name in squares if counts else ():
+                    old, new = before.values[name], after.values[name]
+                    difference = new.double() - old.to(new.device, torch.float64)
+                    squares[name] += difference.square().sum(0).cpu()
+                if progress is not None:
+                    progress()
+        values = {
+            name: (total / tokens).sqrt().numpy()[neuron_map.sites[name].writes.index].mean(axis=1).astype(np.float32)
+            for name, total in passes.summed(squares).items()
+        }
+        return NeuronScores(neuron_map, values, self._record())
+
+    def _loaded(self, model: Any, neuron_map: NeuronMap) -> Any:
+        from neurofreeze.models.load import load_model
+
+        given, parameter = self.reference, next(model.parameters())
+        reference = given if isinstance(given, torch.nn.Module) else load_model(Path(given), parameter.dtype)
+        if NeuronMap.of(reference, neuron_map.granularity).digest != neuron_map.digest:
+            raise ConfigError(
+                f"reference {self._record()['reference']} has other neurons than the model; expected a checkpoint of "
+                "the same architecture and sizes"
+            )
+        return reference if reference is given else reference.to(parameter.device)
+
+    def _record(self) -> dict[str, Any]:
+        given = self.reference
+        name = getattr(passes.unwrapped(given), "name_or_path", "") if isinstance(given, torch.nn.Module) else given
+        return {"reference": str(name), "attention": self.attention, "name": self.name}
+
+
+class _Answers:
+    """One batch's activations on the tokens of the answers, [tokens, channels] by site."""
+
+    def __init__(self) -> None:
+        self.batch: Batch
+        self.values: dict[str, torch.Tensor] = {}
+
+    def see(self, name: str, activations: torch.Tensor) -> None:
+        """Keep a site's activations until the next batch."""
+        self.values[name] = activations.flatten(0, -2)[self.batch.response_mask.flatten().to(activations.device)]
