@@ -68,18 +68,15 @@ class Change:
         """
         batches, reference = passes.require_some(sets["safety"]), self._loaded(model, neuron_map)
         before, after = _Answers(), _Answers()
-        squares: dict[str, torch.Tensor] = {
-            name: torch.zeros(site.writes.index.size, dtype=torch.float64)
-            for name, site in neuron_map.sites.items()
-            if self.attention or site.kind == "mlp"
-        }
+        sites = [site for site in neuron_map.sites.values() if self.attention or site.kind == "mlp"]
+        squares = {site.name: torch.zeros(site.writes.index.size, dtype=torch.float64) for site in sites}
         tokens = sum(int(batch.response_mask.sum()) for batch in batches)
         if not tokens:
             raise DataError("no conversation of the calibration set has an answer; is max_length too short for them?")
         with ExitStack() as stack:
             for each, seen in ((reference, before), (model, after)):
                 stack.enter_context(passes.evaluating(each))
-                stack.enter_context(passes.watching(each, neuron_map, seen.see))
+                stack.enter_context(passes.watching(each, sites, seen.see))
             for batch, counts in passes.turns(batches):
                 before.batch = after.batch = batch
                 forward(reference, batch)

@@ -96,7 +96,7 @@ class Margin:
         attribution = _Attribution(neuron_map)
         with ExitStack() as stack:
             stack.enter_context(passes.evaluating(model))
-            stack.enter_context(passes.watching(model, neuron_map, attribution.see))
+            stack.enter_context(passes.watching(model, neuron_map.sites.values(), attribution.see))
             stack.callback(model.get_input_embeddings().register_forward_hook(attribution.start).remove)
             for batch, counts in passes.turns(batches):
                 log_probs, rows = passes.answers(model, batch)
@@ -141,7 +141,7 @@ class _Attribution:
     def backward(self, margin: torch.Tensor, counts: bool) -> None:
         """Send gradients back from the margins of a batch, and add up what they meet if it counts."""
         self.reached = {}
-        torch.autograd.grad(margin, self.leaf)
+        torch.autograd.grad(margin, self.leaf, allow_unused=True)
         if missing := [name for name in self.totals if name not in self.reached]:
             raise NeuroFreezeError(
                 f"no gradient reached the activations of {', '.join(missing[:3])}; strategy 'margin' needs a model "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from neurofreeze.data.batches import Batch
 from neurofreeze.distributed import gather, rank
 from neurofreeze.errors import DataError
-from neurofreeze.neurons import NeuronMap, canonical_name
+from neurofreeze.neurons import Site, canonical_name
 
 
 def unwrapped(model: Any) -> Any:
@@ -67,16 +67,16 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def watching(model: Any, neuron_map: NeuronMap, see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Call `see(name of the site, activations)` wherever activations flow: [rows, length, channels], flat in OPT."""
+def watching(model: Any, sites: Iterable[Site], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Call `see(name of the site, activations)` whenever they flow: [rows, length, channels], rows flattened in OPT."""
 
     def hook(name: str) -> Callable[..., None]:
         return lambda _, inputs: see(name, inputs[0])
 
     modules = {canonical_name(name): module for name, module in model.named_modules()}
     with ExitStack() as stack:
-        for name, site in neuron_map.sites.items():
-            stack.callback(modules[site.module].register_forward_pre_hook(hook(name)).remove)
+        for site in sites:
+            stack.callback(modules[site.module].register_forward_pre_hook(hook(site.name)).remove)
         yield
 
 

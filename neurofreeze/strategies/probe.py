@@ -9,9 +9,10 @@ w > 0 for either projection, is
 
     scores.above(3)
 
-The number of epochs and whether activations are standardised are not stated. Zero is where training starts here so
-that the same data always give the same scores. Only MLP neurons with matrices of their own are scored: no attention,
-and no stacks of experts.
+The number of epochs and whether activations are standardised are not stated. On SmolLM2-135M-Instruct 300 epochs, 1000
+and 3000 choose between 1.8 and 2.0 % of the MLP neurons; with standardised activations no weight stands out by z > 3.
+Zero is where training starts here, so that the same data always give the same scores. Only MLP neurons with matrices of
+their own are scored: no attention, and no stacks of experts.
 
 When to use it: to find the neurons that *tell* harmful from ordinary prompts, which a linear probe reads together
 rather than one by one as SafeNeuron's contrast does. Forward passes only, both sets at once. One vector a prompt and
