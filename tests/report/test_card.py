@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from neurofreeze.mask import MaskConfig, NeuronMask
+from neurofreeze.report.card import shade, top_neurons
 from neurofreeze.report.templates import render
 
 
@@ -36,7 +37,7 @@ def test_a_card_with_everything() -> None:
     assert matter["base_model"] == "org/tiny-llama"
     assert "neuron-mask" in matter["tags"]
     for expected in (
-        "752 of\n3,008 neurons", "| 0 | 375 / 1,500 | 1 / 4 |", "| 1 | 375 / 1,500 | 1 / 4 |",
+        "752 of\n3,008 neurons", "| 0 | 375 / 1,500 | ██ | 1 / 4 | ██ |", "| 1 | 375 / 1,500 | ██ | 1 / 4 | ██ |",
         "`abc123`", "`f0f0`",
         "| `fraction` | `0.25` |", "| `harmful` | `d1gest` |", r"a\|b", "nf.NeuronMask.from_pretrained(",
         "nf.freeze(model, optimizer, mask)", "determined attacker",
@@ -63,4 +64,28 @@ def test_sites_with_names_of_their_own() -> None:
         {"block_a": np.ones(3, bool), "block_b": np.zeros(2, bool)}, MaskConfig("own", "head", "", neurons)
     )
     card = render("mask_card.md", mask=own)
-    assert "| block_a | 3 / 3 | - |" in card
+    assert "| block_a | 3 / 3 | ████████ | - |  |" in card
+
+
+def test_the_highest_scores_among_the_chosen_are_listed_kind_by_kind() -> None:
+    plain = mask()
+    rng = np.random.default_rng(0)
+    scores = {name: rng.normal(size=len(bits)).astype(np.float32) for name, bits in plain.bits.items()}
+    scores["layers.1.mlp"][:2] = [9.0, 9.0]
+    scores["layers.0.mlp"][1499] = 99.0  # not chosen
+    scored = NeuronMask(plain.bits, plain.config, scores)
+    rows = top_neurons(scored, count=3)
+    assert rows[:2] == [("layers.1.mlp", 0, "9"), ("layers.1.mlp", 1, "9")]
+    everything = sorted(
+        -float(scores[name][j]) for name in plain.bits if "mlp" in name for j in plain.bits[name].nonzero()[0]
+    )
+    assert rows[2][2] == f"{-everything[2]:.4g}"
+    assert [name for name, _, _ in rows[3:]] == sorted(
+        (name for name in plain.bits if "att" in name), key=lambda name: -scores[name][0]
+    )
+    assert "| `layers.1.mlp` | 1 | 9 |" in render("mask_card.md", mask=scored)
+    assert "Highest scores" not in render("mask_card.md", mask=plain)
+
+
+def test_a_bar_shows_that_any_neuron_is_chosen() -> None:
+    assert [shade(cell) for cell in ("-", "0 / 8", "1 / 1,500", "8 / 8", "5 / 64")] == ["", "", "▏", "█" * 8, "▋"]
