@@ -16,6 +16,7 @@ from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.stages.context import Run
 from neurofreeze.strategies import NeuronScores, Strategy, make, select
+from neurofreeze.strategies.base import OwnBatches
 from neurofreeze.strategies.scores import Per
 from neurofreeze.verification import weights_fingerprint
 
@@ -78,7 +79,8 @@ class Chooser:
 
     def _score(self, sets: dict[str, Any], what: str) -> NeuronScores:
         c = self.config
-        batches = sum(-(-len(sets[name]) // c.strategy.batch_size) for name in self.strategy.sets)
+        own = isinstance(self.strategy, OwnBatches)  # only it knows how many
+        batches = 0 if own else sum(-(-len(sets[name]) // c.strategy.batch_size) for name in self.strategy.sets)
         with stage(what, batches or None) as bar:
             return select(
                 self.model,

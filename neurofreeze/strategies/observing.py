@@ -12,12 +12,11 @@ from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 
 from neurofreeze.data.batches import Batch
-from neurofreeze.distributed import gather, rank
-from neurofreeze.errors import DataError
+from neurofreeze.distributed import gather
 from neurofreeze.neurons import NeuronMap, Site, canonical_name
+from neurofreeze.strategies import passes
 
 Positions = Literal["all", "prompt", "response"]
 
@@ -99,9 +98,7 @@ def observe(
     Raises:
         DataError: if there is no batch.
     """
-    if not batches:
-        raise DataError("the calibration set is empty; expected at least one prompt with its answer")
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    passes.require_some(batches)
     now: list[Batch | None] = [None]
 
     def hook(point: Point, statistics: list[Statistic]) -> Callable[..., None]:
@@ -125,16 +122,12 @@ def observe(
             module, see = modules[point.module], hook(point, statistics)
             register = module.register_forward_pre_hook if point.side == "input" else module.register_forward_hook
             stack.callback(register(see).remove)
-        own = batches[rank() :: ranks]
-        for turn in range(-(-len(batches) // ranks)):
-            # Sharded models need every rank in every forward pass: one that has run out takes part and looks away.
-            batch = own[turn] if turn < len(own) else batches[0]
-            now[0] = batch if turn < len(own) else None
+        for batch, counts in passes.turns(batches):
+            now[0] = batch if counts else None
             forward(model, batch)
             if progress is not None:
                 progress()
-    if ranks > 1:
-        _merge(by_point)
+    _merge(by_point)
 
 
 def forward(model: Any, batch: Batch) -> None:
@@ -161,7 +154,7 @@ def _tokens(values: torch.Tensor, batch: Batch) -> Tokens:
 def _merge(by_point: Mapping[Point, list[Statistic]]) -> None:
     for statistics in by_point.values():
         for statistic in statistics:
-            copies = gather(statistic)
-            statistic.__dict__.update(copies[0].__dict__)
-            for other in copies[1:]:
+            first, *others = gather(statistic)
+            statistic.__dict__.update(first.__dict__)
+            for other in others:
                 statistic.merge(other)

@@ -10,7 +10,7 @@ w > 0 for either projection, is
     scores.above(3)
 
 The number of epochs and whether activations are standardised are not stated. On SmolLM2-135M-Instruct 300 epochs, 1000
-and 3000 choose between 1.8 and 2.0 % of the MLP neurons; with standardised activations no weight stands out by z > 3.
+and 3000 choose between 1.8 and 2.0 % of all neurons; with standardised activations no weight stands out by z > 3.
 Zero is where training starts here, so that the same data always give the same scores. Only MLP neurons with matrices of
 their own are scored: no attention, and no stacks of experts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def test_products_of_low_precision_are_taken_wide() -> None:
     model = tiny.model("llama", dtype=torch.bfloat16)
     expected = {name: np.zeros(tuple(p.shape)) for name, p in model.named_parameters()}
 
-    def add(name: str) -> Any:
-        return lambda p: np.add(expected[name], (p * p.grad.double()).abs().detach() / len(ROWS), out=expected[name])
+    def add(parameter: Any, to: np.ndarray) -> None:
+        to += (parameter.detach().double() * parameter.grad.double()).abs().numpy() / len(ROWS)
 
     for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(add(name))
+        parameter.register_post_accumulate_grad_hook(partial(add, to=expected[name]))
     found = score(Snip(), model, batched(3, ROWS)).values
     for name, values in llama(expected).items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
