@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from neurofreeze.cli import main
+from neurofreeze.console import console
 from tests import tiny
 
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "_width", 160)
 
 
 def shown(architecture: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -47,10 +47,11 @@ def gather(run: Run, config_yaml: str) -> Content:
     from safetensors.numpy import load_file
 
     c = run.config
+    selected = run.folder.required("select", "select")
     mask = NeuronMask.from_pretrained(run.mask("safety"))
     neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
     path = run.folder.path / "selection" / GROUPS_FILE
-    groups = load_file(path) if run.folder.required("select", "select")["groups"] else {}
+    groups = load_file(path) if selected["groups"] else {}
     names = [evaluate.START, *c.arms]
     outcomes = {name: evaluate.outcomes(run, name) for name in names}
     align = run.folder.required("align", "run")
