@@ -101,6 +101,11 @@ def _setting_error(error: Exception, command: str) -> str:
         names = list(_settings(SCHEMAS.get(command, Config)))
         top = ", ".join(name for name in names if "." not in name)
         return f"unknown setting {key!r}{_suggest(key, names)}; expected one of {top} or a key below them"
+    if absent := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search", message):
+        group, name, options = absent.groups()
+        return f"no {group} {name!r}{_suggest(name, options.split())}; expected one of {', '.join(options.split())}"
+    if missing := re.search(r"Missing mandatory value: \S+ full_key: (\S+)", f"{message} {cause}"):
+        return f"{missing[1]} has no value, and none can be guessed; pass {missing[1]}=..."
     reason, found, rest = cause.partition(" full_key: ")
     if found:
         return f"{rest.split()[0]}: {reason}"

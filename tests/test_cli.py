@@ -263,3 +263,23 @@ def test_doctor_shows_the_neurons_of_a_checkpoint(tiny_checkpoint: Path, capsys:
     assert "152 neurons" in out
     assert "local folder" in out
     assert "layers.*" in out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("strategy=prob", "no strategy 'prob', did you mean 'probe'?; expected one of change, contrast, "),
+        ("method=tpo", "no method 'tpo', did you mean 'top'?; expected one of above, auto, difference, ssah, top"),
+        ("strategy=safe_layers", "strategy.options.first has no value, and none can be guessed; pass "),
+    ],
+)
+def test_a_choice_that_does_not_exist_or_lacks_a_value_is_explained(
+    override: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script sets it
+    assert main(["select", override, f"hydra.run.dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith(f"neurofreeze: {message}")
