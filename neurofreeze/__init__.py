@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from neurofreeze.integrations.callback import FreezeCallback
     from neurofreeze.mask import NeuronMask
     from neurofreeze.neurons import NeuronMap
+    from neurofreeze.selective_layers import merge, selective
     from neurofreeze.strategies import NeuronScores, select
     from neurofreeze.verification import Verification, verify
 
@@ -46,7 +47,9 @@ _HOME = {
     "RunError": "errors",
     "Verification": "verification",
     "freeze": "freezer",
+    "merge": "selective_layers",
     "select": "strategies",
+    "selective": "selective_layers",
     "verify": "verification",
 }
 
@@ -68,7 +71,9 @@ __all__ = [
     "Verification",
     "__version__",
     "freeze",
+    "merge",
     "select",
+    "selective",
     "verify",
 ]
 

@@ -20,15 +20,19 @@ import torch
 from rich.console import Console
 
 from neurofreeze import fingerprint
+from neurofreeze.adapters import Adapters
 from neurofreeze.distributed import all_or_none, gather, rank, require_equal
 from neurofreeze.engines import Engine, Shard, recognise
 from neurofreeze.engines.base import Gradient
+from neurofreeze.engines.partial import PartialEngine
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.hooks import before_others
+from neurofreeze.lora import find_adapters
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection
 from neurofreeze.pieces import Piece, cut
 from neurofreeze.record import FreezeRecord
+from neurofreeze.selective_layers import has_selective_layers
 from neurofreeze.summary import FreezeSummary
 
 
@@ -38,6 +42,8 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
     Call it after the model is prepared for training (moved, wrapped, its checkpoint loaded) and before the first
     step. Works for one process, DDP, FSDP1, FSDP2 and DeepSpeed ZeRO, with any torch optimizer, gradient accumulation,
     clipping, mixed precision, gradient checkpointing and torch.compile. In a distributed job every rank must call it.
+    Where PEFT trains LoRA adapters instead of weights, what of them would change frozen neurons is held at zero; where
+    `selective` has made layers selective, what they keep frozen is checked.
 
     Args:
         model: the module as prepared for training, or a DeepSpeed engine.
@@ -63,13 +69,18 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
                 stacklevel=2,
             )
         selections = given.select(neuron_map)
+        adapters = find_adapters(model, selections, neuron_map.shapes)
+        if adapters or has_selective_layers(model, selections):
+            engine = PartialEngine(engine, model)
+            selections = adapters.add_to(selections)
         shards = engine.shards(selections)
-        _require_shapes(shards, neuron_map)
+        _require_shapes(shards, {**neuron_map.shapes, **adapters.shapes})
         weights = list(cut(shards, selections))
         gradients = list(cut(engine.gradients(selections), selections))
         gradients_at_step = list(cut(engine.gradients_at_step(selections), selections))
     require_equal("the mask", given.digest)
-    return Freezer(engine, neuron_map, given, selections, weights, gradients, gradients_at_step)
+    adapters.clear(weights, engine)
+    return Freezer(engine, neuron_map, given, selections, weights, gradients, gradients_at_step, adapters)
 
 
 class Freezer:
@@ -78,6 +89,7 @@ class Freezer:
     Attributes:
         engine: where weights, gradients and moments are.
         mask: the neurons that are frozen.
+        adapters: what of LoRA adapters is held at zero; the fingerprint is of the base alone.
         fingerprint: of the frozen bits, 16 hexadecimal digits.
         check_seconds: what the last check of them took on this rank.
     """
@@ -91,9 +103,11 @@ class Freezer:
         weights: list[Piece[Shard]],
         gradients: list[Piece[Gradient]],
         gradients_at_step: list[Piece[Gradient]],
+        adapters: Adapters | None = None,
     ) -> None:
         self.engine = engine
         self.mask = mask
+        self.adapters = adapters or Adapters()
         self._map = neuron_map
         self._selections = selections
         self._weights = weights
@@ -120,6 +134,7 @@ class Freezer:
             self._resumed = False
         with all_or_none("the check of frozen elements"):
             self._require_same_parameters()
+            self.adapters.require_intact(self._weights)
             for piece in self._weights:
                 for moment in piece.of.moments():
                     piece.require_zero(moment, "optimizer state")
@@ -158,7 +173,7 @@ class Freezer:
 
     def summary(self) -> FreezeSummary:
         """Print what is frozen and what trains, site by site (on rank 0), and return it."""
-        found = FreezeSummary.of(self._map, self.mask)
+        found = FreezeSummary.of(self._map, self.mask, self.adapters)
         if rank() == 0:
             Console().print(found)
         return found
@@ -251,11 +266,20 @@ class Freezer:
 
     def _digest(self) -> str:
         started = time.perf_counter()
-        found = fingerprint.text(_whole_digest(self._weights))
+        base = [piece for piece in self._weights if piece.of.name not in self.adapters.parts]
+        found = fingerprint.text(_whole_digest(base))
         self.check_seconds = time.perf_counter() - started
         return found
 
     def _require_weights_of_the_mask(self) -> None:
+        if self.adapters.quantized:
+            warnings.warn(
+                f"the base is quantized, so {len(self.adapters.quantized)} of its weights cannot be compared with "
+                "those the mask was made on",
+                NeuroFreezeWarning,
+                stacklevel=4,
+            )
+            return
         if self.mask.config.fingerprint not in (None, self.fingerprint):
             raise MaskError(
                 f"field 'fingerprint': the mask was made on weights with {self.mask.config.fingerprint}, the model "
@@ -279,12 +303,12 @@ def _given(mask: NeuronMask | None) -> NeuronMask:
     return mask
 
 
-def _require_shapes(shards: Sequence[Shard], neuron_map: NeuronMap) -> None:
+def _require_shapes(shards: Sequence[Shard], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for shard in shards:
-        if shard.shape != neuron_map.shapes[shard.name]:
+        if shard.shape != shapes[shard.name]:
             raise FreezeError(
-                f"{shard.name} has shape {shard.shape}, its config says {neuron_map.shapes[shard.name]}; the model "
-                "was changed after it was built"
+                f"{shard.name} has shape {shard.shape}, its config says {shapes[shard.name]}; the model was changed "
+                "after it was built"
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests import test_freezer, test_freezer_refusals
-from tests.distributed import test_ddp, test_deepspeed, test_fsdp1, test_fsdp2, test_resume_deepspeed
+from tests.distributed import test_adapters, test_ddp, test_deepspeed, test_fsdp1, test_fsdp2, test_resume_deepspeed
 from tests.integrations import test_launch
 
 PAGE = Path(__file__).parents[1] / "docs" / "engines.md"
@@ -49,14 +49,21 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "zero.Init": ("ZeRO-3",),
     "resume, same mask": ENGINES,
     "resume at another world size": ENGINES[1:],
+    "LoRA adapters (PEFT)": ENGINES,
     "SFTTrainer": ENGINES,
     "DPOTrainer": ENGINES,
 }
 
-# tests/integrations/test_callback.py, tests/distributed/test_fsdp1.py
+# tests/integrations/test_callback.py, tests/distributed/test_fsdp1.py, tests/distributed/test_adapters.py
 REFUSED = {
     (feature, "FSDP1")
-    for feature in ("SFTTrainer", "DPOTrainer", "parameters and optimizer offloaded", "tensor parallelism")
+    for feature in (
+        "LoRA adapters (PEFT)",
+        "SFTTrainer",
+        "DPOTrainer",
+        "parameters and optimizer offloaded",
+        "tensor parallelism",
+    )
 }
 
 
@@ -75,6 +82,7 @@ def shown() -> Iterator[Shown]:
     yield from _fsdp1()
     yield from _fsdp2()
     yield from _deepspeed()
+    yield from _adapters()
     yield from _trainers()
 
 
@@ -163,6 +171,13 @@ def _features(cell: test_deepspeed.Cell) -> Iterator[str]:
     yield from (feature for setting, feature in named.items() if setting in cell.zero)
     if cell.zero.get("sub_group_size") and not offload:
         yield "odd sub_group_size"
+
+
+def _adapters() -> Iterator[Shown]:
+    stages = {f"ZeRO-{stage}" for stage, _, _ in test_adapters.CELLS.values()}
+    for engine in ("DDP", "FSDP2", *sorted(stages)):
+        yield Shown(engine, "LoRA adapters (PEFT)", test_adapters.RANKS)
+    yield Shown("one process", "LoRA adapters (PEFT)", 1)
 
 
 def _trainers() -> Iterator[Shown]:

@@ -46,5 +46,6 @@ class Shape:
 
 QUICK = Shape(hidden=128, mlp=344, layers=2, heads=4, kv_heads=4, vocabulary=512, tokens=64)
 CPU = Shape(hidden=512, mlp=1376, layers=6, heads=8, kv_heads=8, vocabulary=4096, tokens=256)
+SELECTIVE = Shape(hidden=768, mlp=2048, layers=7, heads=12, kv_heads=12, vocabulary=4096, tokens=512)
 GPU = Shape(hidden=2048, mlp=8192, layers=16, heads=32, kv_heads=8, vocabulary=32000, tokens=2048)
 LLAMA_2_7B = Shape(hidden=4096, mlp=11008, layers=32, heads=32, kv_heads=32, vocabulary=32000, tokens=4096)

@@ -103,7 +103,7 @@ def _with_ratios(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _machine(options: argparse.Namespace) -> dict[str, Any]:
     cuda = options.device == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else _cpu(),
+        "device": torch.cuda.get_device_name() if cuda else cpu(),
         "threads_in_all": len(os.sched_getaffinity(0)),
         "load": os.getloadavg(),
         "dtype": "bfloat16 with float32 masters" if cuda else "float32",
@@ -113,7 +113,7 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
     found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return found[0].partition(":")[2].strip() if found else platform.machine()
 

@@ -15,7 +15,7 @@ _MIB = 2**20
 
 def time_table(results: list[dict[str, Any]], fractions: list[float]) -> Table:
     """One row for each engine and fraction; the first row of an engine compares it with itself."""
-    table = _table("Seconds a step, with / without freezing", "engine", "frozen", "freezer", "recipe", "steps")
+    table = headed("Seconds a step, with / without freezing", "engine", "frozen", "freezer", "recipe", "steps")
     for result in results:
         again = ratio(result, "again")
         table.add_row(_name(result), "0 %", str(again), "", str(again.steps))
@@ -31,7 +31,7 @@ def memory_table(results: list[dict[str, Any]], fractions: list[float]) -> Table
     """MiB on the rank with most: held between steps + added for a moment in a step; and the peak with / without."""
     what = "allocated" if results[0]["device"] == "cuda" else "resident"
     title = f"MiB held between steps + in a step; peak {what} memory with / without freezing"
-    table = _table(title, "engine", "frozen", "freezer MiB", "peak", "recipe MiB", "peak")
+    table = headed(title, "engine", "frozen", "freezer MiB", "peak", "recipe MiB", "peak")
     for result in results:
         table.add_row(_name(result), "0 %", "", _peak(result, "again"), "", "")
         for fraction in fractions:
@@ -46,7 +46,7 @@ def scaling_table(results: list[dict[str, Any]], fraction: float) -> Table:
     first = results[0]
     steps = ratio(first, "off").steps
     title = f"{first['engine']}, {fraction:.1%} frozen, as the number of ranks grows; {steps} steps of each arm"
-    table = _table(title, "ranks", "step s", "off / off", "frozen / off", "attach s")
+    table = headed(title, "ranks", "step s", "off / off", "frozen / off", "attach s")
     frozen = Arm("frozen", fraction).label
     for result in results:
         seconds = median(s for steps in result["seconds"]["off"] for s in steps)
@@ -62,7 +62,7 @@ def scaling_table(results: list[dict[str, Any]], fraction: float) -> Table:
 
 def attach_table(found: dict[str, Any]) -> Table:
     title = f"freeze() on one of {found['ranks']} FSDP2 ranks: {found['attach_seconds']:.2f} s"
-    table = _table(title, "step", "seconds, profiled")
+    table = headed(title, "step", "seconds, profiled")
     for step, seconds in found["profiled"].items():
         table.add_row(step, f"{seconds:.3f}")
     table.add_section()
@@ -87,7 +87,7 @@ def _name(result: dict[str, Any]) -> str:
     return f"{result['engine']} x{result['world']}"
 
 
-def _table(title: str, *headings: str) -> Table:
+def headed(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, no_wrap=True)

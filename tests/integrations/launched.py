@@ -12,6 +12,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -59,13 +60,14 @@ def let_fsdp_run_on_cpu() -> None:
         PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
 
 
-def sft(base: Path, output: Path, callbacks: list[Any]) -> Trainer:
+def sft(base: Path, output: Path, callbacks: list[Any], peft_config: LoraConfig | None = None) -> Trainer:
     args = SFTConfig(**settings(output))
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
     return SFTTrainer(
         model=load(base),
         args=args,
         train_dataset=Dataset.from_list(rows),
+        peft_config=peft_config,
         processing_class=AutoTokenizer.from_pretrained(base),
         callbacks=callbacks,
     )
@@ -93,7 +95,11 @@ def plain(base: Path, output: Path, callbacks: list[Any]) -> Trainer:
     )
 
 
-TRAINERS = {"sft": sft, "dpo": dpo, "plain": plain}
+def lora(base: Path, output: Path, callbacks: list[Any]) -> Trainer:
+    return sft(base, output, callbacks, LoraConfig(r=4, target_modules="all-linear"))
+
+
+TRAINERS = {"sft": sft, "dpo": dpo, "plain": plain, "lora": lora}
 
 
 def load(base: Path) -> Any:

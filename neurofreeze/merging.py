@@ -1,0 +1,38 @@
+"""Merging adapters that were trained with frozen neurons into their base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from neurofreeze.engines.lookup import find
+from neurofreeze.errors import FreezeError
+from neurofreeze.mask import NeuronMask
+
+
+def merge_adapters(model: Any, mask: NeuronMask) -> Any:
+    """The base with its adapters merged, every frozen element with the bits it has in `model`.
+
+    As PEFT's `merge_and_unload`, which turns a frozen -0.0 into 0.0, and which does not know what was frozen.
+
+    Args:
+        model: a `PeftModel` in one process, with its weights in memory. Changed in place.
+        mask: the neurons that were frozen.
+
+    Raises:
+        FreezeError: if the adapters change a frozen element; the model is then of no use any more.
+    """
+    frozen = mask.dense(model)
+    before = {name: p.detach()[frozen[name].to(p.device)] for name, p in find(model, frozen).items()}
+    merged = model.merge_and_unload()
+    for name, p in find(merged, frozen).items():
+        where = frozen[name].to(p.device)
+        if not torch.equal(p.detach()[where], before[name]):
+            raise FreezeError(
+                f"merging changes frozen elements of {name}; the adapters were trained without this mask, or the base "
+                "is quantized and was rounded again"
+            )
+        with torch.no_grad():
+            p[where] = before[name]
+    return merged

@@ -1,0 +1,104 @@
+"""What cannot be divided is refused, by name and before the model is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.parallel import DataParallel
+
+import neurofreeze as nf
+from neurofreeze.errors import ArchitectureError, FreezeError, MaskError
+from neurofreeze.selective_layers.modules import Selective
+from tests import tiny
+from tests.reference import mask_for
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny.model("llama")
+
+
+def assert_untouched(model: Any) -> None:
+    assert all(p.requires_grad for p in model.parameters() if p.is_floating_point())
+    assert not any(isinstance(module, Selective) for module in model.modules())
+    assert "save_pretrained" not in vars(model)
+
+
+def test_a_misspelt_way_to_train(model: Any) -> None:
+    with pytest.raises(FreezeError, match="train is 'mask'; expected 'masked' or 'unmasked'"):
+        nf.selective(model, mask_for(model), train="mask")
+    assert_untouched(model)
+
+
+def test_a_mask_for_another_model(model: Any) -> None:
+    with pytest.raises(MaskError, match="made for another model"):
+        nf.selective(model, mask_for(tiny.config("llama", intermediate_size=71)))
+    assert_untouched(model)
+
+
+@pytest.mark.parametrize("train", ["masked", "unmasked"])
+def test_masks_that_choose_nothing_or_everything(model: Any, train: Any) -> None:
+    none = nf.NeuronMask.none(nf.NeuronMap.of(model))
+    for mask in (none, ~none):
+        with pytest.raises(MaskError, match="of 152 neurons, so there is nothing to divide"):
+            nf.selective(model, mask, train=train)
+    assert_untouched(model)
+
+
+def test_a_selective_model(model: Any) -> None:
+    mask = mask_for(model)
+    nf.selective(model, mask)
+    with pytest.raises(FreezeError, match=r"selective already; nf\.merge makes it ordinary"):
+        nf.selective(model, mask)
+
+
+@pytest.mark.parametrize("wrap", [DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_wrapped_models(wrap: Any, model: Any) -> None:
+    with pytest.raises(FreezeError, match=r"not wrapped or sharded yet, found (DataParallel|OptimizedModule); call"):
+        nf.selective(wrap(model), mask_for(model))
+    assert_untouched(model)
+
+
+def test_weights_that_are_one(model: Any) -> None:
+    mask = mask_for(model)
+    layers = model.model.layers
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    with pytest.raises(FreezeError, match=rf"{UP}.weight and model.layers.1.mlp.up_proj.weight are one parameter"):
+        nf.selective(model, mask)
+    assert_untouched(model)
+
+
+def test_weights_that_are_not_there(model: Any) -> None:
+    mask = mask_for(model)
+    model.get_submodule(UP).bias = None
+    with pytest.raises(FreezeError, match=f"the model has no parameter {UP}.bias"):
+        nf.selective(model, mask)
+    assert_untouched(model)
+
+
+def test_integer_weights(model: Any) -> None:
+    mask = mask_for(model)
+    model.get_submodule(UP).weight = torch.nn.Parameter(torch.ones(70, 36, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(FreezeError, match=f"{UP}.weight is torch.int8; selective layers need ordinary floating point"):
+        nf.selective(model, mask)
+    assert_untouched(model)
+
+
+def test_models_of_which_nothing_would_train(model: Any) -> None:
+    model.requires_grad_(False)
+    with pytest.raises(FreezeError, match="nothing would train: requires_grad is off"):
+        nf.selective(model, mask_for(model))
+
+
+def test_modules_that_are_no_language_model() -> None:
+    with pytest.raises(ArchitectureError):
+        nf.selective(torch.nn.Linear(2, 2), mask_for(tiny.config("llama")))
+
+
+def test_merging_an_ordinary_model(model: Any) -> None:
+    with pytest.raises(FreezeError, match="the model has no selective layers"):
+        nf.merge(model)
