@@ -1,4 +1,4 @@
-"""Reading the safetensors weights of a Hugging Face checkpoint folder one tensor at a time, sharded or not."""
+"""Reading the safetensors weights of a Hugging Face checkpoint folder one parameter at a time, sharded or not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from neurofreeze.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
+
+    from neurofreeze.conversion import Parameters
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,6 +34,12 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape, from the file's header."""
         return tuple(self._files[name].get_slice(name).get_shape())
+
+    def empty(self, name: str) -> torch.Tensor:
+        """A tensor of this shape without storage."""
+        import torch
+
+        return torch.empty(self.shape(name), device="meta")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._files[name].get_tensor(name)
@@ -56,6 +64,34 @@ def open_weights(folder: str | Path) -> Iterator[Weights]:
                 raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
             files |= dict.fromkeys(opened.keys(), opened)
         yield Weights(files)
+
+
+@contextmanager
+def open_parameters(folder: str | Path, config: Any) -> Iterator[Parameters]:
+    """Open the checkpoint in `folder` under the names and shapes of the model of `config`, whatever it was saved as.
+
+    Raises:
+        ModelError: as `open_weights`; if tensors cannot be told apart, or a stack of experts is incomplete.
+        ArchitectureError: if transformers has no such model.
+    """
+    from neurofreeze.conversion import Parameters
+    from neurofreeze.reader import on_meta
+
+    with open_weights(folder) as stored:
+        yield Parameters(stored, on_meta(config), str(folder))
+
+
+def read_config(folder: str | Path) -> Any:
+    """The checkpoint's transformers config.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    from transformers import AutoConfig
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(f"no config.json in {folder}; expected a checkpoint folder")
+    return AutoConfig.from_pretrained(folder)
 
 
 def _shards(folder: Path) -> list[Path]:

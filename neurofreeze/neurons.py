@@ -82,16 +82,9 @@ class Site:
     def module(self) -> str:
         """Name of the module whose *input* carries the activations: channel `writes.index[j]` is neuron j's.
 
-        Raises:
-            ArchitectureError: for experts, whose weights are stacks and whose activations are no module's input.
+        Of experts, that of the stack of matrices, whose input is no module's; `neurofreeze.activations` watches both.
         """
-        module, _, leaf = self.writes.parameter.rpartition(".")
-        if leaf != "weight":
-            raise ArchitectureError(
-                f"the activations of {self.name} are the input of no module: {self.writes.parameter} is a stack of "
-                "experts. What watches activations does not cover mixtures of experts yet; masks and freezing do"
-            )
-        return module
+        return self.writes.parameter.removesuffix(".weight")
 
 
 class NeuronMap:
@@ -187,10 +180,10 @@ class NeuronMap:
 
 
 def canonical_name(name: str) -> str:
-    """A parameter's name without what DDP, FSDP, torch.compile and activation checkpointing put into it."""
-    for wrapper in ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module."):
+    """A parameter's name without what DDP, FSDP, torch.compile, activation checkpointing and PEFT put into it."""
+    for wrapper in ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.", "base_layer."):
         name = name.replace(wrapper, "")
-    return name.removeprefix("module.")
+    return name.removeprefix("module.").removeprefix("base_model.model.")
 
 
 def _lines(shape: tuple[int, ...], axis: int) -> int:

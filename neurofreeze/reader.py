@@ -35,7 +35,7 @@ class Reader:
     def __init__(self, config: Any, granularity: Granularity) -> None:
         self.config = config.get_text_config()
         self.granularity = granularity
-        self.model = _on_meta(config)
+        self.model = on_meta(config)
         self.modules = dict(self.model.named_modules())
         self.shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
 
@@ -250,7 +250,12 @@ def _ancestors(name: str) -> Iterator[str]:
         yield name
 
 
-def _on_meta(config: Any) -> Any:
+def on_meta(config: Any) -> Any:
+    """The config's causal language model, its parameters without storage.
+
+    Raises:
+        ArchitectureError: if transformers has none.
+    """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 

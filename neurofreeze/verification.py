@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurofreeze.checkpoints import Weights, open_weights
+from neurofreeze.checkpoints import open_parameters, read_config
 from neurofreeze.errors import MaskError, ModelError
 from neurofreeze.files import write_atomically
 from neurofreeze.geometry import Block, whole
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from neurofreeze.conversion import Parameters
     from neurofreeze.pieces import Piece
 
 
@@ -80,7 +81,8 @@ def verify(
 ) -> Verification:
     """Compare two checkpoints element by element, bit by bit, streaming one parameter at a time.
 
-    Both folders hold ordinary Hugging Face checkpoints (safetensors, sharded or not). Where precisions differ, both
+    Both folders hold ordinary Hugging Face checkpoints (safetensors, sharded or not; experts in stacks or one by one).
+    Parameters are those of the model that the base's config describes, under its names. Where precisions differ, both
     are widened to float32 first, which is exact; a frozen element that lost bits to a narrower format counts as
     changed. -0.0 and 0.0 differ.
 
@@ -96,11 +98,12 @@ def verify(
     """
     if not isinstance(mask, NeuronMask):
         mask = NeuronMask.from_pretrained(mask)
-    neuron_map = NeuronMap.of(_config(base), mask.config.granularity)  # type: ignore[arg-type]
+    config = read_config(base)
+    neuron_map = NeuronMap.of(config, mask.config.granularity)  # type: ignore[arg-type]
     selections = mask.select(neuron_map)
     if not selections:
         raise MaskError("the mask chooses no neuron, so there is nothing to verify")
-    with open_weights(base) as before, open_weights(tuned) as after:
+    with open_parameters(base, config) as before, open_parameters(tuned, config) as after:
         for folder, weights in ((base, before), (tuned, after)):
             _require(weights, folder, selections, neuron_map)
         checks = []
@@ -135,15 +138,7 @@ class _Whole:
     blocks: tuple[Block, ...]
 
 
-def _config(folder: str | Path) -> Any:
-    from transformers import AutoConfig
-
-    if not (Path(folder) / "config.json").is_file():
-        raise ModelError(f"no config.json in {folder}; expected a checkpoint folder")
-    return AutoConfig.from_pretrained(folder)
-
-
-def _require(weights: Weights, folder: str | Path, names: Iterable[str], neuron_map: NeuronMap) -> None:
+def _require(weights: Parameters, folder: str | Path, names: Iterable[str], neuron_map: NeuronMap) -> None:
     for name in names:
         if name not in weights:
             raise ModelError(f"{folder} has no parameter {name}, which the mask freezes")
@@ -154,7 +149,7 @@ def _require(weights: Weights, folder: str | Path, names: Iterable[str], neuron_
             )
 
 
-def _compare(name: str, before: Weights, after: Weights, selection: Selection | None) -> ParameterCheck:
+def _compare(name: str, before: Parameters, after: Parameters, selection: Selection | None) -> ParameterCheck:
     old, new = before[name], after[name]
     if old.shape != new.shape:
         raise ModelError(f"{name} has shape {tuple(old.shape)} in one checkpoint and {tuple(new.shape)} in the other")
@@ -209,8 +204,9 @@ def _total(digests: Any) -> str:
 
 def weights_fingerprint(folder: str | Path, mask: NeuronMask) -> str:
     """Fingerprint of the chosen elements in a checkpoint: what `Freezer.fingerprint` is on the loaded model."""
-    neuron_map = NeuronMap.of(_config(folder), mask.config.granularity)  # type: ignore[arg-type]
+    config = read_config(folder)
+    neuron_map = NeuronMap.of(config, mask.config.granularity)  # type: ignore[arg-type]
     selections = mask.select(neuron_map)
-    with open_weights(folder) as weights:
+    with open_parameters(folder, config) as weights:
         _require(weights, folder, selections, neuron_map)
         return _total(_digest(name, weights[name], selection) for name, selection in selections.items())

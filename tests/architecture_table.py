@@ -78,6 +78,10 @@ granularities:
   reads through;
 - changing a head's rows of q changes that head's output and no other's; changing its rows of k or v, that of the heads
   on the same KV head, channel by channel for v;
+- the neurons of experts pruned (`ablated`) give the logits that zeroing their weights gives, within 1e-12, and what is
+  watched while they compute leaves the logits as they are, within 1e-12;
+- `save_pretrained` and `neurofreeze verify` agree on every parameter's name, shape and bits, also where experts are
+  saved one by one;
 - every element is in at most one neuron, or in the heads of one KV head; sites and rest cover every parameter once;
 - with a random third frozen, training leaves it bit for bit as it was and trains the rest as a dense mask would.
 

@@ -145,6 +145,17 @@ def test_an_argument_that_is_no_setting_is_refused(capsys: pytest.CaptureFixture
         ("alignment.mode=sometimes", "alignment.mode is 'sometimes'; expected auto, always or never"),
         ("alignment.threshold=2", "alignment.threshold is 2.0; expected a number in (0, 1]"),
         ("evaluation.limit=0", "evaluation.limit is 0; expected a positive number or null"),
+        ("method.grid=[]", "method.grid is []; expected growing ratios between 0 and 1"),
+        ("method.grid=[0.1,0.1]", "method.grid is [0.1, 0.1]; expected growing ratios between 0 and 1"),
+        ("method.grid=[0,0.1]", "method.grid is [0.0, 0.1]; expected growing ratios between 0 and 1"),
+        ("method.grid=[0.1,1]", "method.grid is [0.1, 1.0]; expected growing ratios between 0 and 1"),
+        ("method.grid=[0.1,nan]", "method.grid is [0.1, nan]; expected growing ratios between 0 and 1"),
+        ("method.grid=[0.4]", "method.grid is [0.4]; expected a smallest ratio below a third"),
+        ("method.tolerance.margin=-1", "method.tolerance.margin is -1.0; expected a number of nats not below 0"),
+        ("method.tolerance.loss=nan", "method.tolerance.loss is nan; expected a number of nats not below 0"),
+        ("method.search_prompts=1", "method.search_prompts is 1; expected a number above 1 or null"),
+        ("validate.draws=0", "validate.draws is 0; expected a positive number"),
+        ("validate.splits=-1", "validate.splits is -1; expected a number not below 0"),
         ("training=slow", "slow"),
         ("fraction=", "fraction: Value ''"),
         ("fraction=[", "fraction=[: "),
@@ -173,6 +184,27 @@ def test_verify_needs_all_three_or_none(capsys: pytest.CaptureFixture[str], monk
     assert "base=, tuned= and mask= together" in one_line(capsys)
     assert main(["verify", "bass=a"]) == 2
     assert one_line(capsys).startswith("unknown setting 'bass', did you mean 'base'?; expected one of base, tuned")
+
+
+@pytest.mark.parametrize(
+    ("override", "method"), [("method=top", "top"), ("strategy=contrast", "above"), ("strategy=wanda", "difference")]
+)
+def test_only_ssah_has_ratios_to_search_for(
+    override: str, method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
+    assert main(["run", override, "method.search=true"]) == 2
+    assert one_line(capsys) == f"method.search is True; expected false, since method is {method}"
+
+
+def test_checks_of_the_choice_are_a_group_of_settings() -> None:
+    from omegaconf import OmegaConf
+
+    for override, mode in ((), "none"), (("validate=prune", "validate.splits=2"), "prune"):
+        code, out, _, _ = probe("select", "--cfg", "job", *override)
+        assert code == 0
+        printed = OmegaConf.create(out).validate
+        assert (printed.mode, printed.draws, printed.splits) == (mode, 3, 2 if override else 0)
 
 
 def test_settings_are_printed_as_yaml() -> None:
@@ -270,6 +302,7 @@ def test_doctor_shows_the_neurons_of_a_checkpoint(tiny_checkpoint: Path, capsys:
     [
         ("strategy=prob", "no strategy 'prob', did you mean 'probe'?; expected one of change, contrast, "),
         ("method=tpo", "no method 'tpo', did you mean 'top'?; expected one of above, auto, difference, ssah, top"),
+        ("validate=prun", "no validate 'prun', did you mean 'prune'?; expected one of none, prune"),
         ("strategy=safe_layers", "strategy.options.first has no value, and none can be guessed; pass "),
     ],
 )

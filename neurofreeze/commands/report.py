@@ -16,12 +16,12 @@ def main(overrides: Sequence[str]) -> int:
 
 def write(run: Run, config_yaml: str) -> int:
     """Write report.html and print its table."""
-    from neurofreeze.report.terminal import arms_table, comparisons_lines
+    from neurofreeze.report.terminal import arms_table, choice_lines, comparisons_lines
     from neurofreeze.stages import report
 
     content = report.run(run, config_yaml)
     console.print(arms_table(content))
-    for line in comparisons_lines(content):
+    for line in [*choice_lines(content), *comparisons_lines(content)]:
         say(line)
     say("one run, one seed: intervals are over prompts, not over runs")
     say(f"report: {run.folder.path / report.FILE}")

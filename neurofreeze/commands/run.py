@@ -1,4 +1,4 @@
-"""neurofreeze run: align if need be, select, train, verify, evaluate, report."""
+"""neurofreeze run: align if need be, select, validate if asked for, train, verify, evaluate, report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from neurofreeze.commands import report
 from neurofreeze.commands.pipeline import with_run
+from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.stages.context import Run
 
 
@@ -15,13 +16,14 @@ def main(overrides: Sequence[str]) -> int:
 
 
 def _run(run: Run, config_yaml: str) -> int:
-    from neurofreeze.stages import align, evaluate, select, train, verify
+    from neurofreeze.stages import align, evaluate, select, train, validate, verify
 
     align.run(run)
     select.run(run)
+    validate.run(run)
     for arm in run.config.arms:
         train.run(run, arm)
-        if arm != "none":
+        if arm not in UNFROZEN_ARMS:
             verify.run(run, arm)
     for name in (evaluate.START, *run.config.arms):
         evaluate.run(run, name)

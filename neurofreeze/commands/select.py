@@ -20,5 +20,6 @@ def _select(run: Run, _: str) -> int:
     align.run(run)
     select.run(run)
     validate.run(run)
-    say(f"masks: {run.mask('safety')}, {run.mask('random')}")
+    for path in sorted((run.folder.path / "selection").iterdir()):
+        say(f"selection: {path}")
     return 0

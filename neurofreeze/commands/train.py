@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from neurofreeze.commands.pipeline import with_run
+from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.console import say
 from neurofreeze.stages.context import Run
 
@@ -17,7 +18,7 @@ def main(overrides: Sequence[str]) -> int:
 def _train(run: Run, _: str) -> int:
     from neurofreeze.stages import align, train
 
-    if set(run.config.arms) != {"none"}:
+    if not set(run.config.arms) <= set(UNFROZEN_ARMS):
         run.folder.required("select", "select")  # before minutes go into the arm that needs no mask
     align.run(run)
     for arm in run.config.arms:

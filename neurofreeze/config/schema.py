@@ -94,23 +94,79 @@ class RatiosConfig:
     redundant: float = 0.14
 
 
-METHODS = ("auto", "ssah", "top", "above", "difference")
+METHODS = ("auto", "ssah", "top", "above", "difference", "nest")
+
+
+@dataclass
+class ToleranceConfig:
+    """By how much, in nats, pruning a group may worsen the mean of what the group must spare."""
+
+    margin: float = 0.5  # fall of the refusal margin
+    loss: float = 0.1  # rise of the loss per token on utility data
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check(value >= 0, f"method.tolerance.{name}", value, "a number of nats not below 0")
+
+
+@dataclass
+class LearningRatesConfig:
+    """Of the arms of method=nest, in place of training.learning_rate."""
+
+    nest: float = 1e-2
+    full: float = 5e-5
+    lora: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check(value > 0, f"method.nest.learning_rates.{name}", value, "a number above 0")
+
+
+@dataclass
+class NestConfig:
+    """NeST: update vectors for clusters of the rows of gate_proj and up_proj that recognise harm."""
+
+    threshold: float = 3.0  # z-score of a row's weight in its projection's probe
+    probe: dict[str, Any] = field(default_factory=dict)  # options of strategy=probe
+    share: bool = True  # false: a vector for every row, not for every cluster
+    clusters: int = 10  # of a projection, at most
+    standardize: bool = True  # cluster activation profiles by shape, without their mean and spread
+    benign_share: float = 0.5  # of benign answers among what is trained on
+    learning_rates: LearningRatesConfig = field(default_factory=LearningRatesConfig)
+    lora_rank: int = 8
+
+    def __post_init__(self) -> None:
+        _check(self.threshold >= 0, "method.nest.threshold", self.threshold, "a number not below 0")
+        _check(self.clusters > 1, "method.nest.clusters", self.clusters, "a number above 1; share=false for none")
+        _check(0 <= self.benign_share < 1, "method.nest.benign_share", self.benign_share, "a number in [0, 1)")
+        _check(self.lora_rank > 0, "method.nest.lora_rank", self.lora_rank, "a positive number")
 
 
 @dataclass
 class MethodConfig:
-    """How scores become the choice of neurons to freeze."""
+    """How scores become the choice of neurons to freeze; under nest, of rows to train."""
 
     name: str = "auto"  # auto: the strategy's own
     ratios: RatiosConfig = field(default_factory=RatiosConfig)  # ssah
+    search: bool = False  # ssah: find the ratios by pruning on the calibration sets, in place of `ratios`
+    grid: list[float] = field(default_factory=lambda: [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2])
+    tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)  # of the search
+    search_prompts: Optional[int] = 64  # how many of each calibration set the search prunes on; null: all
     per: str = "kind"  # top, difference: what is ranked together, kind, layer, site or model
     threshold: Optional[float] = None  # above: the score to exceed; null: the strategy's own
     minus: float = 0.15  # difference: share of neurons, those that utility needs most, to leave out
+    nest: NestConfig = field(default_factory=NestConfig)
 
     def __post_init__(self) -> None:
         _check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
         _check(self.per in ("kind", "layer", "site", "model"), "method.per", self.per, "kind, layer, site or model")
         _check(0 < self.minus <= 1, "method.minus", self.minus, "a number in (0, 1]")
+        growing = all(a < b for a, b in zip([0.0, *self.grid], [*self.grid, 1.0], strict=True))
+        _check(bool(self.grid) and growing, "method.grid", self.grid, "growing ratios between 0 and 1")
+        # So that all three groups have room, whatever is found for the first two.
+        _check(self.grid[0] < 1 / 3, "method.grid", self.grid, "a smallest ratio below a third")
+        enough = self.search_prompts is None or self.search_prompts > 1
+        _check(enough, "method.search_prompts", self.search_prompts, "a number above 1 or null")
 
 
 @dataclass
@@ -129,7 +185,7 @@ class EvaluationConfig:
 
 
 @dataclass
-class ValidationConfig:
+class ValidateConfig:
     """Checks of the choice of neurons, before anything is trained."""
 
     mode: str = "none"  # prune: run the model without them, and without random ones; see what happens to refusals
@@ -137,12 +193,14 @@ class ValidationConfig:
     splits: int = 0  # times to choose again on random halves of the calibration sets, to see how much overlaps
 
     def __post_init__(self) -> None:
-        _check(self.mode in ("none", "prune"), "validation.mode", self.mode, "none or prune")
-        _check(self.splits >= 0, "validation.splits", self.splits, "a number not below 0")
-        _check(self.draws > 0, "validation.draws", self.draws, "a positive number")
+        _check(self.mode in ("none", "prune"), "validate.mode", self.mode, "none or prune")
+        _check(self.splits >= 0, "validate.splits", self.splits, "a number not below 0")
+        _check(self.draws > 0, "validate.draws", self.draws, "a positive number")
 
 
 ARMS = ("none", "random", "safety")
+HARDENING_ARMS = ("nest", "full", "lora")  # of method=nest
+UNFROZEN_ARMS = ("none", "full", "lora")  # have no mask, so that there is nothing to verify
 
 
 @dataclass
@@ -163,15 +221,28 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
 
     def __post_init__(self) -> None:
         _check(bool(self.model), "model", self.model, "a checkpoint folder, a GGUF file, a hub id or a short name")
         _check(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
         _check(self.granularity in ("head", "channel"), "granularity", self.granularity, "head or channel")
-        _check(bool(self.arms) and set(self.arms) <= set(ARMS), "arms", self.arms, f"one or more of {list(ARMS)}")
+        known = HARDENING_ARMS if self.hardens else ARMS
+        _check(bool(self.arms) and set(self.arms) <= set(known), "arms", self.arms, f"one or more of {list(known)}")
         _check(len(set(self.arms)) == len(self.arms), "arms", self.arms, "each arm once")
         _check(self.seed >= 0, "seed", self.seed, "a number not below 0")
+        method = self.strategy.method if self.method.name == "auto" else self.method.name
+        _check(method == "ssah" or not self.method.search, "method.search", True, f"false, since method is {method}")
+        if self.hardens:
+            mode, checks = self.alignment.mode, self.validate
+            _check(mode == "never", "alignment.mode", mode, "never, since method=nest trains on data.alignment itself")
+            _check(checks.mode == "none", "validate.mode", checks.mode, "none, since method=nest freezes no choice")
+            _check(checks.splits == 0, "validate.splits", checks.splits, "0, since method=nest freezes no choice")
+
+    @property
+    def hardens(self) -> bool:
+        """Whether the run teaches refusals, rather than keeping them while it trains on data.train."""
+        return self.method.name == "nest"
 
 
 @dataclass

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from neurofreeze.data.examples import Example
+from neurofreeze.errors import DataError
+
+# For models that come without a chat template (GPT-2, OPT, Pythia): plain text roles.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 
 
 class Batch(NamedTuple):
@@ -30,8 +38,35 @@ class Batch(NamedTuple):
         return Batch(self.indices, *(tensor.to(device) for tensor in self[1:]))
 
 
+def chat_template(tokenizer: Any) -> str:
+    """The template that conversations are put through.
+
+    Raises:
+        DataError: if the tokenizer has none.
+    """
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise DataError(
+            f"the tokenizer {name} has no chat template, or several and no default; set tokenizer.chat_template to the "
+            "one that the model was trained with"
+        ) from error
+
+
+def template_record(tokenizer: Any) -> dict[str, Any]:
+    """Which chat template it is, for a mask's config: the start of its SHA-256, and whether it is the model's own."""
+    found = chat_template(tokenizer)
+    return {"sha256": hashlib.sha256(found.encode()).hexdigest()[:16], "own": found != PLAIN_TEMPLATE}
+
+
 def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
-    """Token ids of the conversation up to where the answer begins."""
+    """Token ids of the conversation up to where the answer begins.
+
+    Raises:
+        DataError: if the tokenizer has no chat template.
+    """
+    chat_template(tokenizer)
     return tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
@@ -41,7 +76,7 @@ def batches(
     """Whole conversations, longest first so that padding is small and memory peaks at once.
 
     Args:
-        tokenizer: with a chat template and a padding token.
+        tokenizer: with a chat template; its padding side and padding token do not matter.
         examples: with answers.
         batch_size: rows a batch.
         max_length: tokens kept of each conversation.
@@ -57,13 +92,16 @@ def batches(
     yield from pad(rows, tokenizer.pad_token_id, batch_size)
 
 
-def pad(rows: Sequence[tuple[list[int], int]], pad_token_id: int, batch_size: int) -> Iterator[Batch]:
-    """Batches of (token ids, where the answer begins) pairs, longest first."""
+def pad(rows: Sequence[tuple[list[int], int]], pad_token_id: int | None, batch_size: int) -> Iterator[Batch]:
+    """Batches of (token ids, where the answer begins) pairs, longest first, padded on the right.
+
+    What the padding is does not matter, since it is masked: a tokenizer without a padding token has 0 in its place.
+    """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
     for begin in range(0, len(order), batch_size):
         indices = order[begin : begin + batch_size]
         length = len(rows[indices[0]][0])
-        ids = torch.full((len(indices), length), pad_token_id, dtype=torch.int64)
+        ids = torch.full((len(indices), length), 0 if pad_token_id is None else pad_token_id, dtype=torch.int64)
         attention = torch.zeros_like(ids)
         response = torch.zeros_like(ids, dtype=torch.bool)
         for row, index in enumerate(indices):

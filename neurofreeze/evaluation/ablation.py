@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from neurofreeze.activations import Flow, See, tapped
 from neurofreeze.mask import NeuronMask
-from neurofreeze.neurons import NeuronMap, canonical_name
+from neurofreeze.neurons import NeuronMap
 
 
 @contextmanager
@@ -17,24 +18,33 @@ def ablated(model: Any, mask: NeuronMask) -> Iterator[None]:
     """Within the block, every forward pass of `model` runs without the neurons that `mask` chooses.
 
     What flows into a block's second matrix is set to zero at the neuron's channels, which is what removing its weights
-    would do.
+    would do; of a neuron of an expert, on the tokens that reach this expert.
 
     Raises:
         MaskError: if the mask is for another model.
+        ArchitectureError: if the mask chooses neurons of experts that cannot be watched.
     """
     neuron_map = NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
     mask.check(neuron_map)
-    modules = {canonical_name(name): module for name, module in model.named_modules()}
-    with ExitStack() as stack:
-        for name, site in neuron_map.sites.items():
-            channels = torch.from_numpy(site.writes.index[mask.bits[name]].reshape(-1))
-            if len(channels):
-                stack.callback(modules[site.module].register_forward_pre_hook(_without(channels)).remove)
+    channels = {
+        site.module: torch.from_numpy(site.writes.index[mask.bits[name]].reshape(-1))
+        for name, site in neuron_map.sites.items()
+        if mask.bits[name].any()
+    }
+    with tapped(model, {(module, "input"): _without(chosen) for module, chosen in channels.items()}):
         yield
 
 
-def _without(channels: torch.Tensor) -> Any:
-    def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return inputs[0].index_fill(-1, channels.to(inputs[0].device), 0), *inputs[1:]
+def _without(channels: torch.Tensor) -> See:
+    def see(flow: Flow) -> torch.Tensor:
+        values, chosen = flow.values, channels.to(flow.values.device)
+        if flow.routing is None:
+            return values.index_fill(-1, chosen, 0)
+        # Channels of all experts are counted through.
+        counts = flow.routing.counts
+        silent = torch.zeros(len(counts) * values.shape[-1], dtype=torch.bool, device=values.device)
+        silent[chosen] = True
+        each = torch.tensor(counts, device=values.device)
+        return values.masked_fill(silent.view(len(counts), -1).repeat_interleave(each, dim=0), 0)
 
-    return hook
+    return see

@@ -11,7 +11,7 @@ import numpy as np
 
 from neurofreeze.data.examples import Example
 from neurofreeze.evaluation.ablation import ablated
-from neurofreeze.evaluation.likelihood import losses, refusal_margins
+from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING, losses, refusal_margins
 from neurofreeze.evaluation.statistics import Mean
 from neurofreeze.mask import NeuronMask
 
@@ -49,3 +49,9 @@ def prune(
             refusal_margins(model, tokenizer, harmful, batch_size, progress),
             losses(model, tokenizer, utility, batch_size, max_length, progress),
         )
+
+
+def steps(harmful: Sequence[Example], utility: Sequence[Example], batch_size: int) -> int:
+    """How often `prune` calls `progress`."""
+    openings = len(harmful) * (len(REFUSING) + len(COMPLYING))
+    return -(-openings // batch_size) - (-len(utility) // batch_size)

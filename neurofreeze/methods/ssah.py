@@ -26,7 +26,8 @@ GROUPS = ("RU", "EUU", "CU", "ESU")
 class Ratios:
     """Shares of all neurons; complex units are what is left.
 
-    The paper finds them by pruning and reports ESU near 1.3 % and ESU with all CU near 72 % for Llama-2-7B-Chat.
+    The paper finds them by pruning, as `ratio_search` does, and reports ESU near 1.3 % and ESU with all CU near 72 %
+    for Llama-2-7B-Chat.
     """
 
     exclusive_safety: float = 0.015
@@ -43,10 +44,11 @@ class Ratios:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Every neuron's group: site name -> uint8 [neurons], a code among RU, EUU, CU, ESU."""
+    """Every neuron's group: site name -> uint8 [neurons], a code among RU, EUU, CU, ESU; and the ratios asked for."""
 
     neuron_map: NeuronMap
     codes: Mapping[str, npt.NDArray[np.uint8]]
+    ratios: Ratios
 
     def mask(self, code: int) -> NeuronMask:
         """The neurons of one group."""
@@ -74,7 +76,7 @@ def group(safety: NeuronScores, utility: NeuronScores, ratios: Ratios) -> Groups
             order = free[np.argsort(badness[free], kind="stable")]
             found[order[: round(ratio * len(total))]] = code
         codes |= split(found, names, safety.neuron_map)
-    return Groups(safety.neuron_map, codes)
+    return Groups(safety.neuron_map, codes, ratios)
 
 
 def freeze_mask(groups: Groups, safety: NeuronScores, utility: NeuronScores, fraction: float) -> NeuronMask:
@@ -111,5 +113,5 @@ def freeze_mask(groups: Groups, safety: NeuronScores, utility: NeuronScores, fra
         chosen = np.zeros(len(codes), dtype=bool)
         chosen[order[:wanted]] = True
         bits |= split(chosen, names, neuron_map)
-    strategy = {**safety.strategy, "method": "ssah", "fraction": fraction}
+    strategy = {**safety.strategy, "method": "ssah", "fraction": fraction, "ratios": asdict(groups.ratios)}
     return NeuronMask(bits, MaskConfig.of(neuron_map, strategy=strategy), (safety - utility).values)

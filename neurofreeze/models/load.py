@@ -10,13 +10,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from neurofreeze.data.batches import PLAIN_TEMPLATE
 from neurofreeze.errors import ModelError, NeuroFreezeWarning
-
-# For models that come without a chat template (GPT-2, OPT, Pythia): plain text roles.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'] + eos_token + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 
 
 def load_config(folder: Path) -> Any:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
+from neurofreeze.methods.ratio_search import Curve
+from neurofreeze.strategies.stability import Overlap
 
 # SSAH's groups, in the order of their codes in `Site.groups`.
 GROUPS = ("RU", "EUU", "CU", "ESU")
@@ -16,7 +18,10 @@ GROUPS = ("RU", "EUU", "CU", "ESU")
 
 @dataclass(frozen=True)
 class Site:
-    """One row of the heat map: group code uint8 [neurons] (index into GROUPS) and frozen bool [neurons]."""
+    """One row of the heat map: group code uint8 [neurons] (index into GROUPS) and frozen bool [neurons].
+
+    Under methods without groups `groups` is empty.
+    """
 
     name: str
     kind: Literal["attention", "mlp"]
@@ -62,6 +67,15 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """The model without some neurons against the whole model: mean paired changes, in nats."""
+
+    label: str
+    margin_drop: Mean
+    loss_rise: Mean
+
+
+@dataclass(frozen=True)
 class DataSource:
     """One data set that was used, and the digest of its prompts."""
 
@@ -92,3 +106,6 @@ class Content:
     command: str
     config_yaml: str
     notes: list[str]
+    search: list[Curve] = field(default_factory=list)  # of SSAH's ratios, if they were searched for
+    pruned: list[Pruning] = field(default_factory=list)  # the chosen neurons first, then random ones
+    overlaps: list[Overlap] = field(default_factory=list)  # of what was chosen on halves of the calibration sets

@@ -49,6 +49,11 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.{digits}f} %"
 
 
+def percent(ratio: float) -> str:
+    """'1.5 %', with as few digits as the ratio has."""
+    return f"{100 * ratio:g} %"
+
+
 def p_value(p: float) -> str:
     """'p = 0.035', 'p < 0.001'."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
@@ -80,7 +85,7 @@ def value(thing: Any) -> str:
     return json.dumps(thing, default=str, ensure_ascii=False) if isinstance(thing, (dict, list, tuple)) else str(thing)
 
 
-FILTERS = (fraction, rate_interval, mean_interval, share, p_value, number, duration, value)
+FILTERS = (fraction, rate_interval, mean_interval, share, percent, p_value, number, duration, value)
 
 
 def _known(interval: Rate | Mean) -> bool:

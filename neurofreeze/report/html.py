@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurofreeze.files import write_atomically
+from neurofreeze.methods.ratio_search import Curve
 from neurofreeze.report import figures
 from neurofreeze.report.content import Content, Site
 from neurofreeze.report.formatting import fraction
@@ -14,6 +15,7 @@ from neurofreeze.report.layers import Count, by_group, by_layer
 from neurofreeze.report.palette import FROZEN, PALE, arm_colours
 from neurofreeze.report.templates import render
 from neurofreeze.report.verdict import verdict
+from neurofreeze.strategies.stability import mean
 
 MEANINGS = {
     "ESU": "exclusive safety units",
@@ -43,8 +45,8 @@ def write_report(content: Content, path: Path) -> Path:
 
 
 def _html(content: Content) -> str:
-    sites = [site for site in content.sites if len(site.groups)]
-    layers = by_layer(sites)
+    grouped = [site for site in content.sites if len(site.groups)]
+    layers = by_layer(content.sites)
     return render(
         "report.html",
         content=content,
@@ -56,10 +58,12 @@ def _html(content: Content) -> str:
         colours=arm_colours(content.arms),
         safety=_safety(content),
         curves=_curves(content),
-        heat_maps=_heat_maps(sites),
+        heat_maps=_heat_maps(grouped),
         shares=_shares(layers),
         layers=layers,
-        groups=by_group(sites),
+        groups=by_group(grouped),
+        ratios=_ratios(content.search),
+        stability=mean(content.overlaps) if content.overlaps else None,
         meanings=MEANINGS,
         frozen_colours=FROZEN,
         pale_colours=PALE,
@@ -78,6 +82,22 @@ def _safety(content: Content) -> list[Picture]:
             told = "; ".join(f"{arm.label} {fraction(rates[arm.name])}" for arm in content.arms)
             pictures.append(Picture(figures.rate_bars(title, content.arms, rates), f"{title}: {told}."))
     return pictures
+
+
+def _ratios(curves: list[Curve]) -> list[Picture]:
+    if not curves:
+        return []
+    taken = ", ".join(f"{curve.group} {100 * curve.chosen:g} %" for curve in curves)
+    return [
+        Picture(
+            figures.ratio_curves(title, curves, attribute, tolerance, unit),
+            f"{title}, by group and ratio; the ratios taken are {taken}. The table below has the numbers.",
+        )
+        for title, attribute, tolerance, unit in (
+            ("Refusal margin falls by", "margin_drop", curves[0].tolerance.margin, "nats"),
+            ("Utility loss rises by", "loss_rise", curves[0].tolerance.loss, "nats per token"),
+        )
+    ]
 
 
 def _shares(layers: dict[int, dict[str, Count]]) -> Picture | None:

@@ -6,8 +6,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from neurofreeze.evaluation.statistics import Mean
 from neurofreeze.report.content import Arm, Content
 from neurofreeze.report.formatting import fraction, half_width, number, p_value, rate_interval, share
+from neurofreeze.strategies.stability import mean
 
 
 def arms_table(content: Content) -> Table:
@@ -41,6 +43,32 @@ def comparisons_lines(content: Content) -> list[str]:
         f"{c.first}, {c.test.only_second} only by {c.second}, exact sign test {p_value(c.test.p_value)}"
         for c in content.comparisons
     ]
+
+
+def choice_lines(content: Content) -> list[str]:
+    """One sentence each on the search for ratios, the pruning of the choice and its stability, if they were made."""
+    lines = []
+    if content.search:
+        lines.append(f"ratios found by pruning: {', '.join(map(str, content.search))}")
+    if content.pruned:
+        chosen, *random = content.pruned
+        lines.append(
+            f"without the chosen neurons the refusal margin falls by {chosen.margin_drop} and the loss rises by "
+            f"{chosen.loss_rise}; without random ones by {_range([p.margin_drop for p in random])} and by "
+            f"{_range([p.loss_rise for p in random])}, {number(len(random), 'draw')}"
+        )
+    if content.overlaps:
+        found = mean(content.overlaps)
+        lines.append(
+            f"choices on halves of the calibration sets overlap by {found.jaccard:.3f}, by chance "
+            f"{found.by_chance:.3f}, {number(len(content.overlaps), 'split')}"
+        )
+    return lines
+
+
+def _range(means: list[Mean]) -> str:
+    low, high = (pick(found.value for found in means) for pick in (min, max))
+    return f"{low:.3f}" if len(means) == 1 else f"{low:.3f} to {high:.3f}"
 
 
 def _row(arm: Arm, total_neurons: int) -> list[Text]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neurofreeze.config.schema import Config
+from neurofreeze.config.schema import UNFROZEN_ARMS, Config
 from neurofreeze.errors import ModelError
 from neurofreeze.models.resolve import ModelSource, resolve
 from neurofreeze.stages.datasets import Datasets
@@ -33,7 +33,8 @@ class Run:
     def data(self) -> Datasets:
         """All data sets, disjoint."""
         c = self.config
-        return Datasets.read(c.data, align=c.alignment.mode != "never", limit=c.evaluation.limit, seed=c.seed)
+        align = c.hardens or c.alignment.mode != "never"
+        return Datasets.read(c.data, align=align, limit=c.evaluation.limit, seed=c.seed)
 
     @property
     def start(self) -> Path:
@@ -53,6 +54,11 @@ class Run:
     def mask(self, arm: str) -> Path:
         """The mask of an arm."""
         return self.folder.path / "selection" / arm
+
+    @property
+    def trained_on(self) -> str:
+        """The role of the examples that arms are trained on."""
+        return "alignment" if self.config.hardens else "train"
 
     def align_settings(self) -> dict[str, Any]:
         """What the starting checkpoint depends on."""
@@ -83,12 +89,13 @@ class Run:
     def train_settings(self, arm: str) -> dict[str, Any]:
         """What an arm's checkpoint depends on."""
         c = self.config
-        start = self.align_settings() if arm == "none" else self.select_settings()
+        start = self.align_settings() if arm in UNFROZEN_ARMS else self.select_settings()
         return {
             "start": settings_digest(start),
             "seed": c.seed,
             "training": asdict(c.training),
-            "data": self.data.digests("train"),
+            "data": self.data.digests(self.trained_on),
+            **({"nest": asdict(c.method.nest), "phrases": c.evaluation.phrases} if c.hardens else {}),
         }
 
     def require_space(self) -> None:
@@ -103,10 +110,10 @@ class Run:
 
 
 def parameters(folder: Path) -> int:
-    """How many tensors a checkpoint holds, from its index or header."""
-    from neurofreeze.checkpoints import open_weights
+    """How many parameters a checkpoint holds, from its config and headers."""
+    from neurofreeze.checkpoints import open_parameters, read_config
 
-    with open_weights(folder) as weights:
+    with open_parameters(folder, read_config(folder)) as weights:
         return len(list(weights))
 
 

@@ -72,6 +72,11 @@ class RunFolder:
         marker = self._marker(stage)
         return None if marker is None else marker["result"]
 
+    def settings(self, stage: str) -> dict[str, Any] | None:
+        """What a stage was completed with, None if it is not complete."""
+        marker = self._marker(stage)
+        return None if marker is None else marker["settings"]
+
     def required(self, stage: str, command: str) -> dict[str, Any]:
         """What a stage left.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from neurofreeze._version import __version__
+from neurofreeze.config.schema import HARDENING_ARMS, UNFROZEN_ARMS
 from neurofreeze.data import digest
 from neurofreeze.evaluation.measure import Outcomes
 from neurofreeze.evaluation.phrases import phrase_list
@@ -18,12 +19,12 @@ from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
-from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Site
+from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Pruning, Site
 from neurofreeze.report.html import write_report
-from neurofreeze.stages import evaluate
+from neurofreeze.stages import evaluate, validate
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import holdout_source
-from neurofreeze.stages.select import GROUPS_FILE
+from neurofreeze.stages.select import GROUPS_FILE, searched
 from neurofreeze.summary import FreezeSummary
 
 FILE = "report.html"
@@ -32,6 +33,9 @@ LABELS = {
     "none": "no freezing",
     "random": "random, same number",
     "safety": "safety neurons",
+    "nest": "NeST",
+    "full": "full fine-tuning",
+    "lora": "LoRA",
 }
 
 
@@ -48,7 +52,7 @@ def gather(run: Run, config_yaml: str) -> Content:
 
     c = run.config
     selected = run.folder.required("select", "select")
-    mask = NeuronMask.from_pretrained(run.mask("safety"))
+    mask = NeuronMask.from_pretrained(run.mask("nest" if c.hardens else "safety"))
     neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
     path = run.folder.path / "selection" / GROUPS_FILE
     groups = load_file(path) if selected["groups"] else {}
@@ -62,11 +66,7 @@ def gather(run: Run, config_yaml: str) -> Content:
         seed=c.seed,
         version=__version__,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        method={
-            "granularity": c.granularity,
-            **mask.config.strategy,
-            **(vars(c.method.ratios) if groups else {}),
-        },
+        method=_flat({"granularity": c.granularity, **mask.config.strategy}),
         phrase_list=phrase_list(c.evaluation.phrases).label,
         total_neurons=neuron_map.total,
         total_elements=FreezeSummary.of(neuron_map, mask).total_elements,
@@ -79,11 +79,14 @@ def gather(run: Run, config_yaml: str) -> Content:
         data=[
             DataSource(f"data.{role}", _source(run, role), len(examples), digest(examples))
             for role, examples in run.data.roles().items()
-            if align["aligned"] or role != "alignment"
+            if role in _used(run, align["aligned"])
         ],
         command=shlex.join(["neurofreeze", "run", *run.overrides]),
         config_yaml=config_yaml,
         notes=_notes(run, align),
+        search=searched(run),
+        pruned=_pruned(run),
+        overlaps=validate.overlaps(run),
     )
 
 
@@ -100,7 +103,7 @@ def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool) -> Arm:
         label = "before fine-tuning (aligned)" if aligned else "before fine-tuning"
         return Arm("aligned", label, measured)
     training = run.folder.required(f"train-{name}", "train")
-    verification = None if name == "none" else run.folder.required(f"verify-{name}", "verify")
+    verification = None if name in UNFROZEN_ARMS else run.folder.required(f"verify-{name}", "verify")
     return Arm(
         name=name,
         label=LABELS[name],
@@ -113,9 +116,25 @@ def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool) -> Arm:
     )
 
 
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _pruned(run: Run) -> list[Pruning]:
+    found = validate.pruned(run)
+    return [
+        Pruning(name, pruned.margin_drop(found["whole"]), pruned.loss_rise(found["whole"]))
+        for name, pruned in found.items()
+        if name != "whole"
+    ]
+
+
 def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Comparison]:
     # The method first, so that a row reads "safety against none".
-    order = sorted(arms, key=("safety", "random", "none").index)
+    order = sorted(arms, key=("safety", "random", "none", *HARDENING_ARMS).index)
     return [
         Comparison(first, second, what, PairedTest.of(getattr(outcomes[first], key), getattr(outcomes[second], key)))
         for key, what in (
@@ -129,6 +148,11 @@ def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Compari
 def _source(run: Run, role: str) -> str:
     value = holdout_source(run.config.data) if role == "holdout" else getattr(run.config.data, role)
     return ", ".join(value) if isinstance(value, list) else value or f"held out from {run.config.data.train}"
+
+
+def _used(run: Run, aligned: bool) -> set[str]:
+    unused = {"train", "alignment"} - {run.trained_on} - ({"alignment"} if aligned else set())
+    return run.data.roles().keys() - unused
 
 
 def _notes(run: Run, align: dict[str, Any]) -> list[str]:

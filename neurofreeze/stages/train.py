@@ -9,12 +9,16 @@ from neurofreeze.console import say, stage
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
+from neurofreeze.stages import nest
 from neurofreeze.stages.context import Run
 from neurofreeze.summary import FreezeSummary
 
 
 def run(run: Run, arm: str) -> None:
-    """Fine-tune one arm into arms/<arm>."""
+    """Fine-tune one arm into arms/<arm>; for NeST see `nest`."""
+    if run.config.hardens:
+        nest.train(run, arm)
+        return
     if arm != "none":
         run.folder.required("select", "select")
     run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm))

@@ -1,4 +1,7 @@
-"""Validate: whether pruning the chosen neurons lowers the refusal margin, and whether other prompts choose others."""
+"""Validate: whether pruning the chosen neurons lowers the refusal margin, and whether other prompts choose others.
+
+Pruning is measured on the evaluation prompts, which the choice has not seen.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,18 @@ from typing import Any
 from rich.table import Table
 
 from neurofreeze.console import console, say, stage
-from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING
-from neurofreeze.evaluation.pruning import Pruned, prune
+from neurofreeze.evaluation.pruning import Pruned, prune, steps
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_model, load_tokenizer
+from neurofreeze.stages.choosing import Chooser
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.folder import settings_digest
-from neurofreeze.stages.select import Chooser
-from neurofreeze.strategies.stability import mean, stability
+from neurofreeze.strategies.stability import Overlap, mean, stability
 
 
 def run(run: Run) -> None:
-    """Do what `validation` asks for, print it and keep it."""
-    c = run.config.validation
+    """Do what `validate` asks for, print it and keep it."""
+    c = run.config.validate
     selection = settings_digest(run.select_settings())
     if c.mode == "prune":
         settings = {
@@ -28,22 +30,43 @@ def run(run: Run) -> None:
             "draws": c.draws,
             "data": run.data.digests("harmful", "general"),
         }
-        found = run.folder.run("validate-prune", settings, lambda: _prune(run))
-        console.print(_table({name: Pruned(**pruned) for name, pruned in found["pruned"].items()}))
+        run.folder.run("validate-prune", settings, lambda: _prune(run))
+        console.print(_table(pruned(run)))
     if c.splits:
         run.folder.run("validate-stability", {"selection": selection, "splits": c.splits}, lambda: _stability(run))
+        found = mean(overlaps(run))
+        say(
+            f"choices on halves of the calibration sets overlap by {found.jaccard:.3f}, by chance {found.by_chance:.3f}"
+        )
+
+
+def pruned(run: Run) -> dict[str, Pruned]:
+    """What was measured of "whole", "chosen", "random 0"...; empty if the masks at hand were not validated so."""
+    return {name: Pruned(**found) for name, found in _result(run, "validate-prune", "pruned", {}).items()}
+
+
+def overlaps(run: Run) -> list[Overlap]:
+    """The overlap of each split's two choices; empty if the masks at hand were not validated so."""
+    return [Overlap(**found) for found in _result(run, "validate-stability", "overlaps", [])]
+
+
+def _result(run: Run, stage: str, key: str, absent: Any) -> Any:
+    # What was found about a choice that has been made anew since is about other neurons.
+    settings, selected = run.folder.settings(stage), run.folder.settings("select")
+    if settings is None or selected is None or settings["selection"] != settings_digest(selected):
+        return absent
+    return run.folder.required(stage, "select")[key]
 
 
 def _prune(run: Run) -> dict[str, Any]:
     c = run.config
     mask = NeuronMask.from_pretrained(run.mask("safety"))
     masks: dict[str, NeuronMask | None] = {"whole": None, "chosen": mask}
-    masks |= {f"random {draw}": NeuronMask.random_like(mask, c.seed + draw) for draw in range(c.validation.draws)}
+    masks |= {f"random {draw}": NeuronMask.random_like(mask, c.seed + draw) for draw in range(c.validate.draws)}
     model, tokenizer = load_model(run.start), load_tokenizer(run.start)
     size = c.evaluation.batch_size
-    batches = -(-len(run.data.harmful) * (len(REFUSING) + len(COMPLYING)) // size) + -(-len(run.data.general) // size)
-    with stage("validate by pruning", batches * len(masks)) as bar:
-        pruned = {
+    with stage("validate by pruning", steps(run.data.harmful, run.data.general, size) * len(masks)) as bar:
+        found = {
             name: prune(
                 model,
                 tokenizer,
@@ -56,16 +79,14 @@ def _prune(run: Run) -> dict[str, Any]:
             )
             for name, chosen in masks.items()
         }
-    return {"pruned": {name: asdict(found) for name, found in pruned.items()}}
+    return {"pruned": {name: asdict(measured) for name, measured in found.items()}}
 
 
 def _stability(run: Run) -> dict[str, Any]:
     c, chooser = run.config, Chooser(run)
     sets = {"safety": run.data.safety, "utility": run.data.utility}
-    overlaps = stability(lambda half: chooser.choose(half, "validate on a half")[0], sets, c.validation.splits, c.seed)
-    found = mean(overlaps)
-    say(f"choices on halves of the calibration sets overlap by {found.jaccard:.3f}, by chance {found.by_chance:.3f}")
-    return {"overlaps": [asdict(overlap) for overlap in overlaps]}
+    found = stability(lambda half: chooser.choose(half, "validate on a half").mask, sets, c.validate.splits, c.seed)
+    return {"overlaps": [asdict(overlap) for overlap in found]}
 
 
 def _table(pruned: dict[str, Pruned]) -> Table:

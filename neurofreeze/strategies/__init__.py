@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from neurofreeze.data.batches import batches
+from neurofreeze.data.batches import batches, template_record
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError
 from neurofreeze.neurons import Granularity, NeuronMap
@@ -16,6 +18,7 @@ from neurofreeze.strategies.margin import Margin
 from neurofreeze.strategies.observing import observe
 from neurofreeze.strategies.probe import Probe
 from neurofreeze.strategies.random import Random
+from neurofreeze.strategies.resuming import Kept, Turns, dependencies
 from neurofreeze.strategies.safe_layers import SafeLayers
 from neurofreeze.strategies.scores import NeuronScores
 from neurofreeze.strategies.sn_tune import SNTune
@@ -38,7 +41,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "wifv": WIFV,
 }
 
-_SHARED_OPTIONS = ("granularity", "batch_size", "max_length", "progress")
+_SHARED_OPTIONS = ("granularity", "batch_size", "max_length", "progress", "resume", "keep")
 Examples = Sequence[Example] | Mapping[str, Sequence[Example]]
 
 
@@ -74,6 +77,8 @@ def select_all(
     batch_size: int = 8,
     max_length: int | None = 512,
     progress: Callable[[], None] | None = None,
+    resume: str | Path | None = None,
+    keep: bool = False,
 ) -> list[NeuronScores]:
     """Score every neuron by several strategies; those that need forward passes only share one over each set.
 
@@ -86,25 +91,45 @@ def select_all(
         batch_size: conversations a batch.
         max_length: tokens kept of each conversation.
         progress: called after each batch.
+        resume: a folder where what was gathered is kept until the scores are there; if it holds what the same selection
+            has gathered before it was interrupted, that goes on from there, on as many ranks. What depends on anything
+            else (model, data, options, library version) is not used, with a warning.
+        keep: leave the folder as it is when the scores are there, for a caller who has more to do before it removes it.
+
+    Raises:
+        DataError: if a calibration set is empty, or the tokenizer has no chat template.
     """
     neuron_map = NeuronMap.of(model, granularity)
     given = examples if isinstance(examples, Mapping) else {"safety": examples}
     sets: dict[str, Any] = {
         name: list(batches(tokenizer, given[name], batch_size, max_length)) for name in _needed(strategies, given)
     }
+    read: list[Sets] = [
+        {name: strategy.batches(tokenizer, given[name], batch_size, max_length) for name in strategy.sets}
+        if isinstance(strategy, OwnBatches)
+        else sets
+        for strategy in strategies
+    ]
+    kept: Kept | None = None
+    if resume is not None:
+        options = {"batch_size": batch_size, "max_length": max_length}
+        own = [found for strategy, found in zip(strategies, read, strict=True) if isinstance(strategy, OwnBatches)]
+        kept = Kept(Path(resume), dependencies(model, strategies, neuron_map.digest, [sets, *own], **options))
     watching = [strategy for strategy in strategies if isinstance(strategy, ForwardStrategy)]
-    seen = _watch(model, neuron_map, watching, sets, progress)
-
-    def read_by(strategy: OwnRun) -> Sets:
-        if not isinstance(strategy, OwnBatches):
-            return sets
-        return {name: strategy.batches(tokenizer, given[name], batch_size, max_length) for name in strategy.sets}
-
-    return [
+    seen = _watch(model, neuron_map, watching, sets, lambda name: Turns(progress, kept, name))
+    scores = [
         strategy.score(model, neuron_map, seen[watching.index(strategy)])
         if isinstance(strategy, ForwardStrategy)
-        else strategy.run(model, neuron_map, read_by(strategy), progress)
-        for strategy in strategies
+        else strategy.run(model, neuron_map, own_sets, Turns(progress, kept, f"{strategy.name} {number}"))
+        for number, (strategy, own_sets) in enumerate(zip(strategies, read, strict=True))
+    ]
+    if kept is not None and not keep:
+        kept.remove()
+    return [
+        replace(found, strategy={**found.strategy, "chat_template": template_record(tokenizer)})
+        if strategy.sets
+        else found
+        for strategy, found in zip(strategies, scores, strict=True)
     ]
 
 
@@ -139,7 +164,7 @@ def _watch(
     neuron_map: NeuronMap,
     strategies: Sequence[ForwardStrategy],
     sets: Sets,
-    progress: Callable[[], None] | None,
+    turns: Callable[[str], Turns],
 ) -> list[dict[str, dict[Any, Any]]]:
     seen: list[dict[str, dict[Any, Any]]] = [{} for _ in strategies]
     for name in sets:
@@ -149,5 +174,5 @@ def _watch(
                 own[name] = strategy.watch(neuron_map)
                 watched.append(own[name])
         if watched:
-            observe(model, sets[name], watched, progress)
+            observe(model, sets[name], watched, turns(name))
     return seen

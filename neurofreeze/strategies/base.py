@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from neurofreeze.data.batches import Batch
 from neurofreeze.data.examples import Example
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies.observing import Point, Statistic
+from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.scores import NeuronScores
 
 Sets = Mapping[str, Sequence[Batch]]
@@ -52,8 +53,8 @@ class OwnRun(Protocol):
         """The calibration sets it reads, "safety" first; () if it needs no data."""
         ...
 
-    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
-        """Scores for every neuron; memory must not grow with the number of batches."""
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
+        """Scores for every neuron, taking its batches through `turns`; memory must not grow with their number."""
         ...
 
 

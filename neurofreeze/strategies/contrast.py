@@ -13,6 +13,10 @@ neuron passes its threshold. Where D is not positive, z counts as at most 0.
 
 The paper takes tau_es = 3 for Qwen and 2 for Llama, and tau_sas = 2. How tokens are pooled it does not say.
 
+The prompts of an expert are those of which a token reached it, and its tokens are those that did, before their routing
+weights. Where an expert has fewer than two prompts of a set, its neurons have d = z = D = 0, and no part in mean D and
+std D.
+
 When to use it: to find what *responds* to harm rather than what shapes the output; forward passes only, both sets at
 once. It sees differences in the mean alone.
 """
@@ -28,6 +32,7 @@ from neurofreeze.errors import DataError
 from neurofreeze.mask import FloatArray
 from neurofreeze.neurons import NeuronMap, Site
 from neurofreeze.strategies.base import Seen
+from neurofreeze.strategies.by_expert import ByExpert, each, statistic_for
 from neurofreeze.strategies.observing import Point, Positions, Statistic
 from neurofreeze.strategies.options import require, require_one_of
 from neurofreeze.strategies.scores import NeuronScores
@@ -75,7 +80,10 @@ class Contrast:
     def watch(self, neuron_map: NeuronMap) -> dict[Point, Statistic]:
         """Mean and variance over prompts of every channel."""
         return {
-            Point.activations(site): RunningMoments(self.positions, self.pooling) for site in self._sites(neuron_map)
+            Point.activations(site): statistic_for(
+                site.writes, neuron_map, lambda: RunningMoments(self.positions, self.pooling)
+            )
+            for site in self._sites(neuron_map)
         }
 
     def score(self, model: Any, neuron_map: NeuronMap, seen: Seen) -> NeuronScores:
@@ -93,20 +101,29 @@ class Contrast:
     def _sites(self, neuron_map: NeuronMap) -> list[Site]:
         return [site for site in neuron_map.sites.values() if self.attention or site.kind == "mlp"]
 
-    def _scores(self, site: Site, unsafe: RunningMoments, safe: RunningMoments) -> FloatArray:
-        for role, moments in zip(self.sets, (unsafe, safe), strict=True):
-            if moments.count < 2:
+    def _scores(self, site: Site, unsafe: Statistic, safe: Statistic) -> FloatArray:
+        for role, statistic in zip(self.sets, (unsafe, safe), strict=True):
+            most = max(moments.count for moments in each(statistic))
+            if most < 2:
+                same = f" that reach the same expert of {site.name}" if isinstance(statistic, ByExpert) else ""
                 raise DataError(
-                    f"the {role} set has {moments.count} prompts with tokens at positions={self.positions!r}; expected "
+                    f"the {role} set has {most} prompts with tokens at positions={self.positions!r}{same}; expected "
                     "at least 2"
                 )
-        difference = np.asarray(unsafe.mean - safe.mean)
-        deviation = np.sqrt(np.asarray(unsafe.squares + safe.squares) / (unsafe.count + safe.count - 2))
-        # A neuron that is constant on each set separates them perfectly if it differs, and not at all if it does not.
-        d = np.clip(difference / np.maximum(deviation, _SINGLE.tiny), _SINGLE.min, _SINGLE.max)
-        z = (difference - difference.mean()) / max(float(difference.std()), float(_SINGLE.tiny))
+        experts = list(zip(each(unsafe), each(safe), strict=True))
+        compared = [index for index, pair in enumerate(experts) if min(moments.count for moments in pair) >= 2]
+        d, z, difference = np.zeros((3, len(experts), site.writes.index.size // len(experts)))
+        for index in compared:
+            u, s = experts[index]
+            difference[index] = (u.mean - s.mean).cpu()
+            deviation = ((u.squares + s.squares) / (u.count + s.count - 2)).sqrt().cpu().numpy()
+            # One that is constant on each set separates them perfectly if it differs, and not at all if it does not.
+            d[index] = np.clip(difference[index] / np.maximum(deviation, _SINGLE.tiny), _SINGLE.min, _SINGLE.max)
+        if compared:
+            own = difference[compared]
+            z[compared] = (own - own.mean()) / max(float(own.std()), float(_SINGLE.tiny))
 
-        es, sas, shift = (channels[site.writes.index].mean(axis=1) for channels in (d, z, difference))
+        es, sas, shift = (channels.ravel()[site.writes.index].mean(axis=1) for channels in (d, z, difference))
         sas = np.where(shift > 0, sas, np.minimum(sas, 0))
         union = np.maximum(es / self.tau_es, sas / self.tau_sas)
         found: FloatArray = {"es": es, "sas": sas, "union": union}[self.statistic].astype(np.float32)

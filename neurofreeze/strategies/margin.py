@@ -11,8 +11,10 @@ token n, the input of its block's second matrix, a neuron's score is gradient ti
 
 over all tokens of the prompt and the openings. Scaling the neuron by 1 - eps changes the mean margin by -eps * S_j: a
 positive score is a neuron that pushes towards refusing, a negative one a neuron that pushes towards complying. A head's
-score is the sum over its channels, which is what scaling all of them does. In no paper; the attribution is that of
-Sundararajan et al. (2017) with one step, or of Nanda's attribution patching towards zero.
+score is the sum over its channels, which is what scaling all of them does. The tokens of a neuron of an expert are
+those that reached this expert (S is 0 where none did), and a is before their routing weights, which the gradient
+contains. In no paper; the attribution is that of Sundararajan et al. (2017) with one step, or of Nanda's attribution
+patching towards zero.
 
 When to use it: it asks the causal question directly (what would the model's readiness to refuse lose without this
 neuron?), where other scores ask what varies, is large, or differs between prompts, and it needs harmful prompts only,
@@ -23,7 +25,7 @@ in for one another can all score low, and so can one whose gradient vanishes whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -31,6 +33,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from neurofreeze.activations import Flow
 from neurofreeze.data.batches import Batch, pad, prompt_ids
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import NeuroFreezeError
@@ -39,6 +42,7 @@ from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies import passes
 from neurofreeze.strategies.base import Sets
 from neurofreeze.strategies.options import require
+from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.scores import NeuronScores
 
 
@@ -76,14 +80,14 @@ class Margin:
         return list(pad(rows, tokenizer.pad_token_id, batch_size))
 
     @torch.enable_grad()
-    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
         """S_j for every neuron j. Collective.
 
         Args:
             model: as for `select`.
             neuron_map: its neurons.
             sets: what `batches` makes of the harmful prompts.
-            progress: called after each batch of this rank.
+            turns: takes its batches, and keeps the sums.
 
         Raises:
             DataError: if there is no prompt.
@@ -98,12 +102,10 @@ class Margin:
             stack.enter_context(passes.evaluating(model))
             stack.enter_context(passes.watching(model, neuron_map.sites.values(), attribution.see))
             stack.callback(model.get_input_embeddings().register_forward_hook(attribution.start).remove)
-            for batch, counts in passes.turns(batches):
+            for batch, counts in turns(passes.turns(batches), attribution):
                 log_probs, rows = passes.answers(model, batch)
                 weights = signs[torch.tensor(batch.indices) % len(signs)].to(log_probs)
                 attribution.backward((log_probs * weights[rows]).sum(), counts)
-                if progress is not None:
-                    progress()
         prompts = sum(len(batch.indices) for batch in batches) / len(signs)
         totals = passes.summed(attribution.totals)
         values = {
@@ -122,21 +124,30 @@ class _Attribution:
         self.reached: dict[str, torch.Tensor] = {}  # of the present batch
         self.leaf: torch.Tensor
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The sums."""
+        return self.totals
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the place of the sums."""
+        self.totals = dict(state)
+
     def start(self, _: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
         """Where gradients end: the embeddings of the tokens, so that no parameter needs any."""
         self.leaf = embedded.detach().requires_grad_()
         return self.leaf
 
-    def see(self, name: str, activations: torch.Tensor) -> None:
+    def see(self, name: str, activations: Flow) -> None:
         """Wait for the gradient of a site's activations."""
 
         def take(gradient: torch.Tensor) -> None:
             product = values.mul(gradient).flatten(0, -2)
-            self.reached[name] = product.sum(0, dtype=torch.float64)
+            experts = product.split(routing.counts if routing else len(product))
+            self.reached[name] = torch.cat([part.sum(0, dtype=torch.float64) for part in experts])
 
-        values = activations.detach()
-        if activations.requires_grad:
-            activations.register_hook(take)
+        values, routing = activations.values.detach(), activations.routing
+        if activations.values.requires_grad:
+            activations.values.register_hook(take)
 
     def backward(self, margin: torch.Tensor, counts: bool) -> None:
         """Send gradients back from the margins of a batch, and add up what they meet if it counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,15 +12,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from neurofreeze.activations import Flow, See, tapped
 from neurofreeze.data.batches import Batch
 from neurofreeze.distributed import gather, rank
 from neurofreeze.errors import DataError
-from neurofreeze.neurons import Site, canonical_name
+from neurofreeze.neurons import Site
 
 
 def unwrapped(model: Any) -> Any:
     """The model without DDP or a DeepSpeed engine, which expect every forward pass to end in their kind of backward."""
     return model if isinstance(model, FullyShardedDataParallel) else getattr(model, "module", model)
+
+
+def device(model: Any) -> torch.device:
+    """Where a model's inputs may be: accelerate takes them on to where it brings offloaded parameters."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
 def require_some(batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -67,22 +73,19 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def watching(model: Any, sites: Iterable[Site], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
-    """Call `see(name of the site, activations)` whenever they flow: [rows, length, channels], rows flattened in OPT."""
+def watching(model: Any, sites: Iterable[Site], see: Callable[[str, Flow], None]) -> Iterator[None]:
+    """Call `see(name of the site, activations)` whenever they flow."""
 
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _, inputs: see(name, inputs[0])
+    def named(name: str) -> See:
+        return lambda flow: see(name, flow)
 
-    modules = {canonical_name(name): module for name, module in model.named_modules()}
-    with ExitStack() as stack:
-        for site in sites:
-            stack.callback(modules[site.module].register_forward_pre_hook(hook(site.name)).remove)
+    with tapped(model, {(site.module, "input"): named(site.name) for site in sites}):
         yield
 
 
 def answers(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every token of the answers, float32 or wider [tokens], and its row, int64 [tokens]."""
-    batch = batch.to(next(model.parameters()).device)
+    batch = batch.to(device(model))
     chosen = batch.response_mask[:, 1:]
     columns = chosen.any(0).nonzero()[:, 0]
     # The vocabulary is the widest matrix of a small model: no logits where no row has an answer.

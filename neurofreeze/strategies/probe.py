@@ -11,8 +11,12 @@ w > 0 for either projection, is
 
 The number of epochs and whether activations are standardised are not stated. On SmolLM2-135M-Instruct 300 epochs, 1000
 and 3000 choose between 1.8 and 2.0 % of all neurons; with standardised activations no weight stands out by z > 3.
-Zero is where training starts here, so that the same data always give the same scores. Only MLP neurons with matrices of
-their own are scored: no attention, and no stacks of experts.
+Zero is where training starts here, so that the same data always give the same scores. Only MLP neurons are scored.
+
+Every expert of a layer is an MLP with probes of its own, on the prompts of which a token reached it and the maxima over
+those tokens. Where these are prompts of one set alone, or none, there is nothing to tell apart and its neurons score 0.
+There are as many probes as experts and projections: for a model with thousands of experts training them takes longer
+than the forward passes.
 
 When to use it: to find the neurons that *tell* harmful from ordinary prompts, which a linear probe reads together
 rather than one by one as SafeNeuron's contrast does. Forward passes only, both sets at once. One vector a prompt and
@@ -22,7 +26,7 @@ model in bfloat16. It does not grow with the length of the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -30,10 +34,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from neurofreeze.errors import ArchitectureError, DataError
+from neurofreeze.errors import DataError
 from neurofreeze.mask import FloatArray
-from neurofreeze.neurons import IndexArray, NeuronMap, Site
+from neurofreeze.neurons import ELEMENTS, IndexArray, Member, NeuronMap, Site
+from neurofreeze.strategies import passes
 from neurofreeze.strategies.base import Seen
+from neurofreeze.strategies.by_expert import each, statistic_for
 from neurofreeze.strategies.observing import Point, Positions, Statistic, Tokens
 from neurofreeze.strategies.options import require, require_one_of
 from neurofreeze.strategies.scores import NeuronScores
@@ -71,22 +77,12 @@ class Probe:
         require_one_of("positions", self.positions, Positions)
 
     def watch(self, neuron_map: NeuronMap) -> dict[Point, Statistic]:
-        """Each prompt's maxima of every projection.
-
-        Raises:
-            ArchitectureError: if no MLP has matrices of its own.
-        """
-        found: dict[Point, Statistic] = {
-            point: PromptMaxima(self.positions)
+        """Each prompt's maxima of every projection."""
+        return {
+            _output(member): statistic_for(member, neuron_map, lambda: PromptMaxima(self.positions))
             for site in neuron_map.sites.values()
-            for point, _ in _projections(site, neuron_map)
+            for member in projections(site, neuron_map)
         }
-        if not found:
-            raise ArchitectureError(
-                "every MLP of this model is a stack of experts, whose projections are no modules that can be watched; "
-                "use a strategy other than 'probe'"
-            )
-        return found
 
     def score(self, model: Any, neuron_map: NeuronMap, seen: Seen) -> NeuronScores:
         """The largest z-score among a neuron's projections.
@@ -94,22 +90,40 @@ class Probe:
         Raises:
             DataError: if a set has no prompt with tokens at these positions.
         """
-        device = next(model.parameters()).device
+        device = passes.device(model)
         values = {}
         for name, site in neuron_map.sites.items():
-            found = [
-                self._scores([seen[role][point] for role in self.sets], rows, device)
-                for point, rows in _projections(site, neuron_map)
-            ]
+            found: list[FloatArray] = []
+            for member in projections(site, neuron_map):
+                experts = list(zip(*(self.maxima(seen, role, member) for role in self.sets), strict=True))
+                # Lines of a stack are counted through.
+                lines = member.index.reshape(len(experts), -1, member.index.shape[1])
+                lines = lines % neuron_map.shapes[member.parameter][member.axis - 2]
+                scores = [self._scores(maxima, rows, device) for maxima, rows in zip(experts, lines, strict=True)]
+                found.extend(np.concatenate(scores, axis=1))
             if found:
                 values[name] = np.max(found, axis=0).astype(np.float32)
         return NeuronScores(neuron_map, values, asdict(self))
 
-    def _scores(self, maxima: list[PromptMaxima], rows: IndexArray, device: torch.device) -> FloatArray:
-        """A projection's scores, float64 [neurons]."""
-        for role, found in zip(self.sets, maxima, strict=True):
-            if not found.rows:
-                raise DataError(f"no prompt of the {role} set has tokens at positions={self.positions!r}")
+    def maxima(self, seen: Seen, role: str, member: Member) -> list[PromptMaxima]:
+        """What was seen of one set, of each expert or of the only matrix.
+
+        Raises:
+            DataError: if no prompt of the set has tokens at these positions.
+        """
+        found = each(seen[role][_output(member)])
+        if not any(maxima.rows for maxima in found):
+            raise DataError(f"no prompt of the {role} set has tokens at positions={self.positions!r}")
+        return found
+
+    def _scores(self, maxima: tuple[PromptMaxima, ...], lines: IndexArray, device: torch.device) -> FloatArray:
+        """A matrix's scores, [projections, neurons]; a neuron's lines are one a projection, [neurons, projections]."""
+        if not all(found.rows for found in maxima):
+            return np.zeros(lines.T.shape, dtype=np.float32)
+        return np.stack([self.row_scores(maxima, rows, device) for rows in lines.T])
+
+    def row_scores(self, maxima: tuple[PromptMaxima, ...], rows: IndexArray, device: torch.device) -> FloatArray:
+        """The scores of a projection's rows, float64 [rows], by its prompts' maxima in each set."""
         harmful, ordinary = (torch.cat(found.rows)[:, torch.tensor(rows)].to(device, torch.float64) for found in maxima)
         x = torch.cat([harmful, ordinary])
         y = torch.cat([torch.ones(len(harmful)), torch.zeros(len(ordinary))]).to(x)
@@ -149,14 +163,21 @@ class PromptMaxima:
         """Add the prompts that another rank has seen."""
         self.rows += other.rows
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What was gathered: "rows", unless there are none."""
+        return {"rows": torch.cat(self.rows)} if self.rows else {}
 
-def _projections(site: Site, neuron_map: NeuronMap) -> Iterator[tuple[Point, IndexArray]]:
-    """Where each of an MLP's projections comes out, and which channels there are its neurons', int64 [neurons]."""
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the place of what was gathered here."""
+        self.rows = list(state.values())
+
+
+def projections(site: Site, neuron_map: NeuronMap) -> Iterator[Member]:
+    """The matrices that an MLP reads through; one may hold several projections, as those of `member.index`."""
     for member in site.reads:
-        if (
-            site.kind == "mlp"
-            and len(neuron_map.shapes[member.parameter]) == 2
-            and member.parameter.endswith(".weight")
-        ):
-            for channels in member.index.T:
-                yield Point(member.parameter.removesuffix(".weight"), "output"), channels
+        if site.kind == "mlp" and member.axis != ELEMENTS and len(neuron_map.shapes[member.parameter]) > 1:
+            yield member
+
+
+def _output(member: Member) -> Point:
+    return Point(member.parameter.removesuffix(".weight"), "output")

@@ -8,7 +8,6 @@ as many neurons at every site as the mask has, while the top of these scores spr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies.base import Sets
 from neurofreeze.strategies.options import require
+from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.scores import NeuronScores
 
 
@@ -38,7 +38,7 @@ class Random:
     def __post_init__(self) -> None:
         require(type(self.seed) is int and self.seed >= 0, "seed", self.seed, "an integer not below 0")
 
-    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
         """A score for every neuron, drawn in the order of the map."""
         # Salted, or the top of these scores would avoid exactly the neurons that NeuronMask.random draws.
         rng = np.random.default_rng([self.seed, 2])

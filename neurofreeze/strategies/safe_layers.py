@@ -10,7 +10,6 @@ When to use it: as the coarse baseline, with layers known from the paper or from
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from neurofreeze.errors import ConfigError
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies.base import Sets
 from neurofreeze.strategies.options import require
+from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.scores import NeuronScores
 
 
@@ -46,7 +46,7 @@ class SafeLayers:
         require(self.first >= 0, "first", self.first, "a layer, counted from 0")
         require(self.last >= self.first, "last", self.last, f"a layer not before first={self.first}")
 
-    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
         """1 or 0 for every neuron.
 
         Raises:

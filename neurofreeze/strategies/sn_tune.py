@@ -15,11 +15,15 @@ the norm of its column; the score here is the activation alone. Its code takes t
 of Mistral-7B's); k is a share here, so that it means the same in every model. The paper arrives at less than 1 % of the
 parameters.
 
+A neuron of an expert is pooled over those of a prompt's tokens that reached this expert, before their routing weights.
+It is in no top k of a prompt of which none did; k stays a share of all neurons, those of the other experts too.
+
 When to use it: forward passes only; to tune or freeze very few neurons. The more prompts, the smaller the intersection.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -106,7 +110,7 @@ class TopCount:
     """How many prompts have each neuron of a site in their top k: int64 [neurons]."""
 
     def __init__(self, site: Site, ranking: Ranking, pooling: Pooling, positions: Positions) -> None:
-        self.index = torch.from_numpy(site.writes.index)
+        self.index = torch.tensor(site.writes.index)
         self.ranking = ranking
         self.pooling: Pooling = pooling
         self.positions: Positions = positions
@@ -115,13 +119,33 @@ class TopCount:
 
     def update(self, tokens: Tokens) -> None:
         """Rank a batch's prompts as soon as all that compete have seen it."""
-        magnitudes = tokens._replace(values=tokens.values.abs()).pooled(self.pooling, self.positions).cpu()
+        magnitudes = self._magnitudes(tokens._replace(values=tokens.values.abs())).cpu()
         self.ranking.take(self, magnitudes[:, self.index].mean(-1))
+
+    def _magnitudes(self, tokens: Tokens) -> torch.Tensor:
+        """Float64 [prompts, channels], -inf for those of experts that no token of the prompt reached."""
+        if tokens.rows is None:
+            return tokens.pooled(self.pooling, self.positions)
+        prompts = tokens.prompts(self.positions)
+        size = (len(prompts), len(tokens.counts), tokens.values.shape[-1])
+        found = torch.full(size, -torch.inf, dtype=torch.float64, device=prompts.device)
+        for expert, own in enumerate(tokens.by_expert()):
+            reached = torch.isin(prompts, own.prompts(self.positions))
+            found[reached, expert] = own.pooled(self.pooling, self.positions)
+        return found.flatten(1)
 
     def merge(self, other: TopCount) -> None:
         """Add all that another has counted."""
         self.counts = self.counts + other.counts
         self.prompts += other.prompts
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What was gathered: "counts" and "prompts"."""
+        return {"counts": self.counts, "prompts": torch.tensor(self.prompts)}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the place of what was gathered here."""
+        self.counts, self.prompts = state["counts"], int(state["prompts"])
 
     def __getstate__(self) -> dict[str, Any]:
         # What ranks exchange; a ranking holds every other statistic.
@@ -142,7 +166,10 @@ class Ranking:
         return self.entrants[-1]
 
     def take(self, entrant: TopCount, magnitudes: torch.Tensor) -> None:
-        """Take a site's magnitudes on a batch, float64 [prompts, neurons], and count once all have come."""
+        """Take a site's magnitudes on a batch, float64 [prompts, neurons], and count once all have come.
+
+        A neuron of magnitude -inf is in no top k.
+        """
         self.waiting[entrant] = magnitudes
         if len(self.waiting) < len(self.entrants):
             return
@@ -150,7 +177,8 @@ class Ranking:
         # Sorting is stable, so equal magnitudes do not depend on the batch.
         order = joined.argsort(dim=1, descending=True, stable=True)
         best = order[:, : max(1, round(self.k * joined.shape[1]))]
-        counts = torch.bincount(best.flatten(), minlength=joined.shape[1])
+        reached = joined.gather(1, best) > -torch.inf
+        counts = torch.bincount(best[reached], minlength=joined.shape[1])
         for entrant, part in zip(self.entrants, counts.split([len(e.counts) for e in self.entrants]), strict=True):
             entrant.counts = entrant.counts + part
             entrant.prompts += len(joined)

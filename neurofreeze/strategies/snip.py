@@ -22,10 +22,10 @@ ranks make it possible, not faster. DeepSpeed takes gradients into its own hands
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -36,8 +36,9 @@ from neurofreeze.neurons import ELEMENTS, NeuronMap
 from neurofreeze.strategies import passes
 from neurofreeze.strategies.base import Sets
 from neurofreeze.strategies.options import require_one_of
+from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.scores import NeuronScores
-from neurofreeze.strategies.weights import parameters
+from neurofreeze.strategies.weights import Offloaded, parameters
 
 Average = Literal["example", "batch"]
 
@@ -61,11 +62,11 @@ class Snip:
         require_one_of("average", self.average, Average)
 
     @torch.enable_grad()
-    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, progress: Callable[[], None] | None) -> NeuronScores:
+    def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
         """The sum over each neuron's weights. Collective.
 
         Raises:
-            ConfigError: under DeepSpeed and FSDP1.
+            ConfigError: under DeepSpeed and FSDP1, and where accelerate offloads weights.
             DataError: if the calibration set is empty or has no answers.
             NeuroFreezeError: if a parameter gets no gradient.
         """
@@ -78,20 +79,19 @@ class Snip:
         sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         # FSDP2 puts gathered copies in the place of its parameters, so that they cannot be named here.
         only = None if sharded else [parameter for parameter, _ in weights.values()]
-        products: dict[str, torch.Tensor] = {}
+        products = _Products(weights)
+        own = batches if sharded else passes.share(batches)
         with ExitStack() as stack:
             stack.enter_context(passes.evaluating(model))
             stack.enter_context(_own_gradients(model, [parameter for parameter, _ in weights.values()]))
-            for name, (parameter, axis) in weights.items():
-                hook = _reducing(products, name, axis)
-                stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
-            for batch in batches if sharded else passes.share(batches):
+            for parameter, _ in weights.values():
+                stack.callback(parameter.register_post_accumulate_grad_hook(products.reduce).remove)
+            for batch, counts in turns([(batch, True) for batch in own], products):
+                products.counts = counts
                 for part in self._parts(batch):
                     log_probs, _ = passes.answers(model, part)
                     torch.autograd.backward(-log_probs.mean(), inputs=only)
-                if progress is not None:
-                    progress()
-        found = _gathered(products) if sharded else passes.summed(products)
+        found = _gathered(products.sums) if sharded else passes.summed(products.sums)
         if missing := [name for name in weights if name not in found]:
             raise NeuroFreezeError(
                 f"{', '.join(missing[:3])} got no gradient from the answers; strategy 'snip' needs a model in which "
@@ -128,6 +128,11 @@ def _weights(model: Any, neuron_map: NeuronMap) -> dict[str, tuple[torch.nn.Para
         for m in neuron_map.members()
         if m.axis != ELEMENTS and len(neuron_map.shapes[m.parameter]) > 1
     }
+    if any(isinstance(found.get(name), Offloaded) for name in wanted):
+        raise ConfigError(
+            "strategy 'snip' needs the gradient of every parameter, and accelerate drops those of offloaded ones; load "
+            "the model without offloading, or use a strategy with forward passes only"
+        )
     deepspeed = any(base.__name__ == "DeepSpeedEngine" for base in type(model).__mro__)
     if deepspeed or any(hasattr(p, "ds_id") or hasattr(p, "_hp_mapping") for p in found.values()):
         raise ConfigError(
@@ -139,21 +144,47 @@ def _weights(model: Any, neuron_map: NeuronMap) -> dict[str, tuple[torch.nn.Para
             f"strategy 'snip' needs the gradient of every parameter, but the model has no {missing[0]}; score the "
             "model before it is wrapped (FSDP1 flattens parameters), or under FSDP2"
         )
-    return {name: (found[name], axis) for name, axis in wanted.items()}
+    return {name: (cast(torch.nn.Parameter, found[name]), axis) for name, axis in wanted.items()}
 
 
-def _reducing(products: dict[str, torch.Tensor], name: str, axis: int) -> Callable[[torch.Tensor], None]:
-    """A hook that adds |W * dL/dW|, summed over each line of the parameter, to `products` and lets the gradient go."""
+class _Products:
+    """Sums of |W * dL/dW| over each line of every parameter, float64, sharded as the parameters are."""
+
+    def __init__(self, weights: Mapping[str, tuple[torch.nn.Parameter, int]]) -> None:
+        self.weights = weights
+        self.names = {parameter: name for name, (parameter, _) in weights.items()}
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts = True
 
     @torch.no_grad()
-    def reduce(parameter: torch.Tensor) -> None:
+    def reduce(self, parameter: torch.nn.Parameter) -> None:
+        """Add a parameter's products, and let its gradient go."""
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None  # what the hook is called for
-        product = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).mul_(parameter).abs_()
-        lines = product.sum(-1 if axis == 0 else -2, dtype=torch.float64).flatten()
-        products[name] = products[name] + lines if name in products else lines
+        if self.counts:
+            name = self.names[parameter]
+            product = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).mul_(parameter).abs_()
+            lines = self._over_lines(name, product)
+            self.sums[name] = self.sums[name] + lines if name in self.sums else lines
 
-    return reduce
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The part of the sums that this rank holds."""
+        return {name: _local(lines).cpu() for name, lines in self.sums.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the place of the sums."""
+        for name, kept in state.items():
+            self.sums[name] = self._over_lines(name, torch.zeros_like(self.weights[name][0]))
+            _local(self.sums[name]).copy_(kept)
+
+    def _over_lines(self, name: str, product: torch.Tensor) -> torch.Tensor:
+        # Within a line in the products' precision, which is faster and as exact as the scores are.
+        return product.sum(-1 if self.weights[name][1] == 0 else -2).flatten().double()
+
+
+def _local(lines: torch.Tensor) -> torch.Tensor:
+    return lines.to_local() if isinstance(lines, DTensor) else lines
 
 
 def _gathered(products: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

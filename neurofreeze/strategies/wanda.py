@@ -4,7 +4,8 @@ A weight's score is |W_ij| * ||X_j||_2, where X_j is channel j of the input of t
 over the tokens of the answers: Wei et al. leave the prompts out, since only what the model says is to be explained. A
 neuron's is the sum over all of its weights: its rows of the matrices that read, its columns of the one that writes.
 Biases multiply no input and do not count. A key or value row that grouped query heads share counts in full for each of
-them.
+them. The inputs of an expert are those of the tokens that reached it, before their routing weights; the neurons of one
+that none reached score 0.
 
 Wei et al. score single weights and take the set difference "top q on safety minus top p on utility". For neurons that
 is two calls of this strategy and the algebra of masks:
@@ -26,13 +27,14 @@ from typing import Any, ClassVar
 import torch
 
 from neurofreeze.errors import DataError
-from neurofreeze.neurons import Member, NeuronMap, Site
+from neurofreeze.neurons import ELEMENTS, Member, NeuronMap, Site
 from neurofreeze.strategies.base import Seen
+from neurofreeze.strategies.by_expert import stacked, statistic_for
 from neurofreeze.strategies.observing import Point, Positions, Statistic
 from neurofreeze.strategies.options import require_one_of
 from neurofreeze.strategies.scores import NeuronScores
 from neurofreeze.strategies.statistics import SumOfSquares
-from neurofreeze.strategies.weights import parameters, whole
+from neurofreeze.strategies.weights import matrices, parameters
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,11 @@ class Wanda:
 
     def watch(self, neuron_map: NeuronMap) -> dict[Point, Statistic]:
         """The norm of every channel that a weight of a neuron multiplies."""
-        sites = neuron_map.sites.values()
-        return {point: SumOfSquares(self.positions) for site in sites for _, point in _matrices(site)}
+        return {
+            point: statistic_for(member, neuron_map, lambda: SumOfSquares(self.positions))
+            for site in neuron_map.sites.values()
+            for member, point in _matrices(site, neuron_map)
+        }
 
     def score(self, model: Any, neuron_map: NeuronMap, seen: Seen) -> NeuronScores:
         """The sum over each neuron's weights.
@@ -64,7 +69,7 @@ class Wanda:
         Raises:
             DataError: if the calibration set has no tokens at these positions.
         """
-        norms = {point: statistic.norm() for point, statistic in seen["safety"].items()}
+        norms = {point: stacked(statistic, SumOfSquares.norm) for point, statistic in seen["safety"].items()}
         if not any(norm.any() for norm in norms.values()):
             raise DataError(
                 f"no conversation of the calibration set has tokens at positions={self.positions!r}; is max_length too "
@@ -73,18 +78,18 @@ class Wanda:
         weights, values = parameters(model), {}
         for name, site in neuron_map.sites.items():
             total = torch.zeros(site.neurons, dtype=torch.float64)
-            for member, point in _matrices(site):
-                # [the member's rows or columns, what they are summed over]
-                lines = whole(weights[member.parameter]).movedim(member.axis, 0).double().abs()
-                norm = norms[point].to(lines.device)
-                scores = lines.sum(1) * norm if member is site.writes else lines @ norm
-                total += scores.cpu()[torch.from_numpy(member.index)].sum(1)
+            for member, point in _matrices(site, neuron_map):
+                found = []
+                for lines, norm in zip(matrices(weights[member.parameter], member.axis), norms[point], strict=True):
+                    size, own = lines.abs(), norm.to(lines.device)
+                    found.append(size.sum(1) * own if member is site.writes else size @ own)
+                total += torch.cat(found).cpu()[torch.tensor(member.index)].sum(1)
             values[name] = total.numpy().astype("float32")
         return NeuronScores(neuron_map, values, asdict(self))
 
 
-def _matrices(site: Site) -> Iterator[tuple[Member, Point]]:
+def _matrices(site: Site, neuron_map: NeuronMap) -> Iterator[tuple[Member, Point]]:
     yield site.writes, Point.activations(site)
     for member in site.reads:
-        if not member.parameter.endswith(".bias"):
+        if member.axis != ELEMENTS and len(neuron_map.shapes[member.parameter]) > 1:
             yield member, Point(member.parameter.removesuffix(".weight"), "input")

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
+from accelerate.utils import align_module_device
 from torch.distributed.tensor import DTensor
 
 from neurofreeze.neurons import canonical_name
 
 
-def parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Canonical name -> parameter, whole or sharded."""
-    return {canonical_name(name): p for name, p in model.named_parameters()}
+class Offloaded(NamedTuple):
+    """A parameter that accelerate keeps in main memory or on disk while its module does not run."""
+
+    module: torch.nn.Module
+    name: str
 
 
-def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
+Weight: TypeAlias = torch.nn.Parameter | Offloaded
+
+
+def parameters(model: Any) -> dict[str, Weight]:
+    """Canonical name -> parameter, whole or sharded, or where it is offloaded to."""
+    found: dict[str, Weight] = {}
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        meta = parameter.device.type == "meta"
+        found[canonical_name(name)] = Offloaded(model.get_submodule(module), leaf) if meta else parameter
+    return found
+
+
+def matrices(parameter: Weight, axis: int) -> Iterator[torch.Tensor]:
+    """The rows (axis 0) or columns (axis 1) of a matrix, or of each of a stack of experts: float64 [lines, across].
+
+    Collective where `whole` is.
+    """
+    found = whole(parameter)
+    for matrix in found if found.dim() == 3 else found[None]:
+        yield matrix.movedim(axis, 0).double()
+
+
+def whole(parameter: Weight) -> torch.Tensor:
     """A parameter's values, gathered where FSDP2 or ZeRO-3 hold parts of it. Collective there."""
+    if isinstance(parameter, Offloaded):
+        with align_module_device(parameter.module, torch.device("cpu")):
+            return cast(torch.Tensor, getattr(parameter.module, parameter.name)).detach()
     if isinstance(parameter, DTensor):
         return cast(DTensor, parameter.detach()).full_tensor()
     if hasattr(parameter, "ds_id"):

@@ -23,6 +23,7 @@ from neurofreeze.files import write_atomically
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
+from neurofreeze.training.adaptation import Adaptation
 from neurofreeze.training.callbacks import InterruptCallback, MetricsCallback, silence
 
 
@@ -34,11 +35,13 @@ class TrainingResult:
         losses: (optimizer step, training loss) pairs, nats per answer token.
         seconds: wall-clock time of training proper.
         fingerprint: of the frozen elements, checked at the end; None if nothing was frozen.
+        optimized: elements that the optimizer held, frozen ones included.
     """
 
     losses: list[tuple[int, float]]
     seconds: float
     fingerprint: str | None
+    optimized: int
 
 
 def fine_tune(
@@ -49,6 +52,7 @@ def fine_tune(
     *,
     seed: int,
     mask: NeuronMask | None = None,
+    adaptation: Adaptation | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TrainingResult:
@@ -65,6 +69,7 @@ def fine_tune(
         config: hyperparameters.
         seed: of the data order and dropout.
         mask: neurons to freeze, None to train everything.
+        adaptation: what trains in place of the weights, None for the weights themselves.
         log: called with the trainer's logs, one dict a step.
         progress: called with (steps done, steps in all).
 
@@ -73,9 +78,12 @@ def fine_tune(
         KeyboardInterrupt: after Ctrl-C, once the current step is finished and saved.
     """
     workspace = output.with_name(f"{output.name}.unfinished")
-    _prepare(workspace, _identity(base, examples, config, seed, mask))
+    _prepare(workspace, _identity(base, examples, config, seed, mask, adaptation))
     tokenizer = load_tokenizer(base)
     model = load_model(base, torch.float32)
+    if adaptation is not None:
+        model = adaptation.attach(model)
+    optimized = sum(p.numel() for p in model.parameters() if p.requires_grad)
     metrics, interrupt = MetricsCallback(log, progress), InterruptCallback()
     freezing = FreezeCallback(mask, config.check_every) if mask is not None else None
     trainer = _SFTTrainer(
@@ -92,6 +100,8 @@ def fine_tune(
     seconds = time.perf_counter() - started
 
     losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
+    if adaptation is not None:
+        model = adaptation.merge(model)
     _save(model, tokenizer, base, workspace / "final")
     del trainer, model
     gc.collect()
@@ -99,11 +109,16 @@ def fine_tune(
     (workspace / "final").replace(output)
     shutil.rmtree(workspace)
     fingerprint = freezing.freezer.fingerprint if freezing is not None and freezing.freezer is not None else None
-    return TrainingResult(losses, seconds, fingerprint)
+    return TrainingResult(losses, seconds, fingerprint, optimized)
 
 
 def _identity(
-    base: Path, examples: Sequence[Example], config: TrainingConfig, seed: int, mask: NeuronMask | None
+    base: Path,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    seed: int,
+    mask: NeuronMask | None,
+    adaptation: Adaptation | None,
 ) -> str:
     """All that a fine-tune's result depends on, as text."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(base.glob("*.safetensors"))]
@@ -114,6 +129,7 @@ def _identity(
         "config": asdict(config),
         "seed": seed,
         "mask": None if mask is None else mask.digest,
+        "adaptation": None if adaptation is None else adaptation.identity,
     }
     return json.dumps(settings, indent=1)
 

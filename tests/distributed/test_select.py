@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from neurofreeze.data.batches import Batch
+from neurofreeze.activations import tapped
+from neurofreeze.data.batches import Batch, pad
 from neurofreeze.strategies import STRATEGIES, NeuronScores
+from neurofreeze.strategies.observing import forward
 from neurofreeze.testing import run_distributed_test
 from tests import tiny
 from tests.distributed.test_fsdp2 import layerwise
@@ -55,26 +58,60 @@ def scored(name: str, model: Any) -> NeuronScores:
     return score(STRATEGIES[name](), model, sets())
 
 
-def compare(wrap: Callable[[Any], Any], dtype: torch.dtype) -> None:
+def compare(wrap: Callable[[Any], Any], dtype: torch.dtype, architecture: str = "llama") -> None:
     for name in FORWARD:
-        expected = alone(name, dtype)
-        found = scored(name, wrap(tiny.model("llama", dtype=dtype)))
+        expected = alone(name, dtype, architecture)
+        found = scored(name, wrap(tiny.model(architecture, dtype=dtype)))
         for site, values in expected.values.items():
             np.testing.assert_allclose(found.values[site], values, rtol=1e-5, atol=1e-6, err_msg=f"{name} {site}")
         assert found.top(0.3) == expected.top(0.3), name
 
 
-def alone(name: str, dtype: torch.dtype) -> NeuronScores:
+def alone(name: str, dtype: torch.dtype, architecture: str) -> NeuronScores:
     """The scores of one process, computed on every rank as if there were no others."""
+    with one_process():
+        return scored(name, tiny.model(architecture, dtype=dtype))
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
     initialized, dist.is_initialized = dist.is_initialized, lambda: False
     try:
-        return scored(name, tiny.model("llama", dtype=dtype))
+        yield
     finally:
         dist.is_initialized = initialized
 
 
 def test_two_ranks_give_the_scores_of_one() -> None:
     run_distributed_test(compare, world_size=2, args=(copies, torch.float64))
+
+
+def idle_experts() -> None:
+    """Rank 1 has a conversation of two tokens: with two experts each, one of five at least gets none."""
+    one, two = pad([([5, 9], 1)], 0, 1), pad(conversations(3), 0, 3)
+    batches, model, idle = [*two, *one], tiny.model("mixtral"), []
+    down = [("model.layers.0.mlp.experts.down_proj", "input")]
+    with tapped(model, dict.fromkeys(down, lambda flow: idle.append(0 in flow.routing.counts))):
+        forward(model, batches[dist.get_rank()])
+    assert idle == [dist.get_rank() == 1]
+    found = score(STRATEGIES["wifv"](), model, batches)
+    with one_process():
+        expected = score(STRATEGIES["wifv"](), model, batches)
+    for site, values in expected.values.items():
+        np.testing.assert_allclose(found.values[site], values, rtol=1e-6, err_msg=site)
+    assert found.top(0.3) == expected.top(0.3)
+
+
+def test_experts_that_a_rank_has_no_token_for_are_merged_too() -> None:
+    run_distributed_test(idle_experts, world_size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrap", "dtype"), [(copies, torch.float64), (ddp, torch.float64), (fsdp2, torch.float64), (zero3, torch.float32)]
+)
+def test_two_ranks_with_experts_give_the_scores_of_one(wrap: Callable[[Any], Any], dtype: torch.dtype) -> None:
+    run_distributed_test(compare, world_size=2, args=(wrap, dtype, "mixtral"))
 
 
 @pytest.mark.slow

@@ -163,7 +163,8 @@ def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
 def test_the_mask_records_the_method_and_the_difference_of_scores() -> None:
     safety, utility = scores(1), scores(2)
     mask = freeze_mask(group(safety, utility, RATIOS), safety, utility, 0.2)
-    assert mask.config.strategy == {"name": "test", "method": "ssah", "fraction": 0.2}
+    ratios = {"exclusive_safety": 0.1, "exclusive_utility": 0.2, "redundant": 0.25}
+    assert mask.config.strategy == {"name": "test", "method": "ssah", "fraction": 0.2, "ratios": ratios}
     assert mask.scores is not None
     np.testing.assert_array_equal(mask.scores["layers.1.mlp"], (safety - utility).values["layers.1.mlp"])
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
-from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Site
+from neurofreeze.methods.ratio_search import Curve, Point, Tolerance
+from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Pruning, Site
 
 
 def rate(count: int, total: int) -> Rate:
@@ -39,6 +40,31 @@ def sites(layers: int, mlp: int, heads: int) -> list[Site]:
 
 def curve(end: float, steps: int = 40) -> list[tuple[int, float]]:
     return [(step, end + 1.3 * float(np.exp(-step / 9)) + 0.02 * (step % 3)) for step in range(1, steps + 1)]
+
+
+def mean(value: float, half: float) -> Mean:
+    return Mean(value, 30, value - half, value + half)
+
+
+def ratio_curves() -> list[Curve]:
+    """A search in which one group follows the rule, one ends at the grid's largest ratio, and one fits nowhere."""
+    grid = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2)
+
+    def points(margin: float, loss: float) -> list[Point]:
+        return [Point(r, round(48_000 * r), mean(margin * r**0.5, 0.2 + 3 * r), mean(loss * r, 0.02 + r)) for r in grid]
+
+    return [
+        Curve("ESU", points(30, 8.1), Tolerance(), 0.01, True, ""),
+        Curve("EUU", points(1, 12), Tolerance(), 0.2, True, "the largest ratio tried; a larger one may fit too"),
+        Curve("RU", points(12, 2), Tolerance(), 0.005, False, "even the smallest worsens the refusal margin"),
+    ]
+
+
+def pruned(draws: int = 3) -> list[Pruning]:
+    return [
+        Pruning("chosen", mean(6.104, 0.52), mean(0.213, 0.04)),
+        *(Pruning(f"random {draw}", mean(0.4 * draw - 0.3, 0.2), mean(0.1 + draw / 50, 0.03)) for draw in range(draws)),
+    ]
 
 
 def content(**changes: Any) -> Content:

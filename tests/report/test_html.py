@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,8 +14,9 @@ import pytest
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.report.content import Arm, Content, Site
 from neurofreeze.report.html import write_report
+from neurofreeze.strategies.stability import Overlap
 
-from .contents import content, measurements, sites
+from .contents import content, measurements, pruned, ratio_curves, sites
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -159,6 +160,55 @@ def test_intervals_that_are_not_numbers(tmp_path: Path) -> None:
     text = Page(html(content(arms=[Arm("none", "No freezing", odd, [(1, nan)])]), tmp_path)).text
     assert "1/1 no interval" in text
     assert "0.500 no interval" in text
+
+
+def test_how_the_neurons_were_chosen(tmp_path: Path) -> None:
+    overlaps = [Overlap(0.61, 0.082), Overlap(0.55, 0.08)]
+    page = Page(html(content(search=ratio_curves(), pruned=pruned(), overlaps=overlaps), tmp_path))
+    for expected in (
+        "ESU exclusive safety units 1 % yes", "EUU exclusive utility units 20 % yes the largest ratio tried",
+        "RU redundant units 0.5 % no ratio fits, the smallest is taken even the smallest worsens",
+        "ESU 1 % taken 480 3.000 2.77-3.23 0.081 0.05-0.11",
+        "chosen 6.104 5.58-6.62 0.213 0.17-0.25", "random 2 0.500 0.30-0.70",
+        "overlap by 0.580 (Jaccard index, mean of 2 splits, 0.550 to 0.610); "
+        "random choices of their sizes would by 0.081",
+    ):  # fmt: skip
+        assert expected in page.text
+    assert page.text.count("% taken") == 3
+    told = [image["alt"] or "" for image in page.every("img") if "by group and ratio" in (image["alt"] or "")]
+    assert len(told) == 2
+    assert all("ESU 1 %, EUU 20 %, RU 0.5 %" in alt for alt in told)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"search": ratio_curves()}, "Ratios found by pruning"),
+        ({"pruned": pruned(1)}, "The model without them"),
+        ({"overlaps": [Overlap(0.61, 0.08)]}, "With other prompts"),
+    ],
+)
+def test_a_check_that_was_not_made_leaves_nothing_behind(made: dict[str, Any], said: str, tmp_path: Path) -> None:
+    parts = ("Ratios found by pruning", "The model without them", "With other prompts")
+    text = Page(html(content(**made), tmp_path)).text
+    assert [part for part in parts if part in text] == [said]
+
+
+def test_nothing_is_said_of_the_choice_where_nothing_is_known(page: Page, tmp_path: Path) -> None:
+    assert {"href": "#choice"} in page.every("a")
+    bare = Page(html(content(method={}), tmp_path))
+    assert "How the neurons were chosen" not in bare.text
+    assert {"href": "#choice"} not in bare.every("a")
+
+
+def test_methods_without_groups_have_a_picture_of_what_is_frozen(tmp_path: Path) -> None:
+    plain = [replace(site, groups=np.empty(0, np.uint8)) for site in content().sites]
+    page = Page(html(content(sites=plain), tmp_path))
+    assert any("Share of each layer" in (image["alt"] or "") for image in page.every("img"))
+    frozen = sum(int(site.frozen.sum()) for site in plain if site.layer == 1 and site.kind == "mlp")
+    assert f"1 {frozen} of 96" in page.text
+    assert "exclusive safety units" not in page.text
+    assert "No neurons" not in page.text
 
 
 def _site(kind: Literal["attention", "mlp"], layer: int, neurons: int) -> Site:

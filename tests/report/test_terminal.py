@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from neurofreeze.report.content import Content
-from neurofreeze.report.terminal import arms_table, comparisons_lines
+from neurofreeze.report.terminal import arms_table, choice_lines, comparisons_lines
+from neurofreeze.strategies.stability import Overlap
 
-from .contents import content
+from .contents import content, pruned, ratio_curves
 
 
 def printed(found: Content, width: int) -> str:
@@ -49,3 +50,17 @@ def test_paired_tests_in_sentences() -> None:
         "exact sign test p < 0.001",
     ]
     assert comparisons_lines(content(comparisons=[])) == []
+
+
+def test_checks_of_the_choice_in_one_line_each() -> None:
+    overlaps = [Overlap(0.61, 0.08), Overlap(0.55, 0.08)]
+    assert choice_lines(content(search=ratio_curves(), pruned=pruned(), overlaps=overlaps)) == [
+        "ratios found by pruning: ESU 1 %, EUU 20 % (the largest ratio tried; a larger one may fit too), RU 0.5 % "
+        "(no ratio fits, the smallest is taken: even the smallest worsens the refusal margin)",
+        "without the chosen neurons the refusal margin falls by 6.104 (5.584 to 6.624) and the loss rises by 0.213 "
+        "(0.173 to 0.253); without random ones by -0.300 to 0.500 and by 0.100 to 0.140, 3 draws",
+        "choices on halves of the calibration sets overlap by 0.580, by chance 0.080, 2 splits",
+    ]
+    assert choice_lines(content()) == []
+    [one_draw] = choice_lines(content(pruned=pruned(1)))
+    assert one_draw.endswith("without random ones by -0.300 and by 0.100, 1 draw")

@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from neurofreeze.data import read
+from neurofreeze.evaluation.pruning import prune
 from neurofreeze.mask import NeuronMask
+from neurofreeze.methods.ssah import GROUPS
 from neurofreeze.strategies import STRATEGIES
 
 from .runs import neurofreeze
@@ -94,7 +99,7 @@ def test_a_threshold_that_nothing_exceeds_is_refused(
 def test_validation_prunes_the_choice_and_random_ones(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = ("validation.mode=prune", "validation.draws=2", "validation.splits=1")
+    overrides = ("validate=prune", "validate.draws=2", "validate.splits=1")
     assert select(tiny_checkpoint, tmp_path, "wifv", *overrides) == 0
     pruned = result(tmp_path, "validate-prune")["pruned"]
     assert list(pruned) == ["whole", "chosen", "random 0", "random 1"]
@@ -109,8 +114,102 @@ def test_validation_prunes_the_choice_and_random_ones(
     assert "validate-prune: complete, reused" in capsys.readouterr().out
 
 
+SEARCH = ("method.search=true", "method.grid=[0.1,0.2,0.3]", "method.search_prompts=6")
+
+
+@pytest.fixture
+def pruned_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[NeuronMask | None, list[str], list[str]]]:
+    """What every call of `prune` was given: mask, harmful prompts, utility prompts."""
+    calls: list[tuple[NeuronMask | None, list[str], list[str]]] = []
+
+    def noting(model: Any, tokenizer: Any, mask: Any, harmful: Any, utility: Any, **options: Any) -> Any:
+        calls.append((mask, [example.prompt for example in harmful], [example.prompt for example in utility]))
+        return prune(model, tokenizer, mask, harmful, utility, **options)
+
+    monkeypatch.setattr("neurofreeze.stages.choosing.prune", noting)
+    return calls
+
+
+def test_the_search_prunes_the_groups_on_calibration_prompts_only(
+    tiny_checkpoint: Path, tmp_path: Path, pruned_on: list[tuple[Any, list[str], list[str]]]
+) -> None:
+    assert select(tiny_checkpoint, tmp_path, "wifv", *SEARCH) == 0
+    (whole, *masks), harmful, utility = ([call[place] for call in pruned_on] for place in range(3))
+    assert whole is None
+    assert [mask.config.strategy["group"] for mask in masks] == ["ESU"] * 3 + ["EUU"] * 3 + ["RU"] * 3
+    assert [mask.count for mask in masks] == [15, 30, 46] * 3
+    for found, source in ((harmful, "bundled:harmful"), (utility, "bundled:instructions")):
+        assert all(prompts == found[0] for prompts in found)
+        assert len(set(found[0])) == 6
+        assert set(found[0]) <= {example.prompt for example in read(f"{source}/calibration")}
+        assert not set(found[0]) & {example.prompt for example in read(f"{source}/evaluation", responses=False)}
+    # What was found is what was frozen by, and the groups are those that were pruned.
+    curves = {curve["group"]: curve for curve in result(tmp_path)["search"]}
+    mask = NeuronMask.from_pretrained(tmp_path / "selection" / "safety")
+    fields = {"ESU": "exclusive_safety", "EUU": "exclusive_utility", "RU": "redundant"}
+    assert mask.config.strategy["ratios"] == {fields[name]: curve["chosen"] for name, curve in curves.items()}
+    assert mask.config.strategy["search"]["no_ratio_fits"] == [n for n, curve in curves.items() if not curve["fits"]]
+    groups = load_file(tmp_path / "selection" / "groups.safetensors")
+    for name, curve in curves.items():
+        last = [m for m in masks if m.config.strategy["group"] == name][[0.1, 0.2, 0.3].index(curve["chosen"])]
+        for site, codes in groups.items():
+            np.testing.assert_array_equal(codes == GROUPS.index(name), last.bits[site])
+
+
+def test_the_tolerance_decides(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    found = []
+    for name, tolerance in (("strict", "0"), ("lax", "1000")):
+        limits = [f"method.tolerance.{measure}={tolerance}" for measure in ("margin", "loss")]
+        assert select(tiny_checkpoint, tmp_path / name, "wifv", *SEARCH, *limits) == 0
+        strategy = NeuronMask.from_pretrained(tmp_path / name / "selection" / "safety").config.strategy
+        found.append(strategy["ratios"]["redundant"])
+    assert found[0] < found[1] == 0.3
+
+
+def test_the_search_is_part_of_choosing_on_halves(
+    tiny_checkpoint: Path, tmp_path: Path, pruned_on: list[tuple[Any, list[str], list[str]]]
+) -> None:
+    assert select(tiny_checkpoint, tmp_path, "wifv", *SEARCH, "validate.splits=1") == 0
+    assert len(pruned_on) == 3 * 10
+    first, second = (set(pruned_on[place][1]) for place in (10, 20))
+    assert first
+    assert not first & second
+
+
+def test_nothing_is_searched_for_unless_asked(
+    tiny_checkpoint: Path, tmp_path: Path, pruned_on: list[tuple[Any, list[str], list[str]]]
+) -> None:
+    assert select(tiny_checkpoint, tmp_path, "wifv") == 0
+    assert (pruned_on, result(tmp_path)["search"]) == ([], [])
+    strategy = NeuronMask.from_pretrained(tmp_path / "selection" / "safety").config.strategy
+    assert "search" not in strategy
+    assert strategy["ratios"]["redundant"] == 0.14
+
+
+@pytest.mark.slow
+def test_a_report_shows_the_search_and_the_checks_of_these_very_masks(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = ("validate=prune", "validate.draws=2", "validate.splits=2")
+    assert neurofreeze("run", tiny_checkpoint, tmp_path, *SEARCH, *checks, "arms=[safety]") == 0
+    page, printed = (tmp_path / "report.html").read_text(encoding="utf-8"), capsys.readouterr().out
+    for said in ("Ratios found by pruning", "The model without them", "random 1", "With other prompts"):
+        assert said in page
+    assert "mean of 2 splits" in page
+    for said in ("ratios found by pruning: ESU", "without the chosen neurons the refusal margin falls by", "2 splits"):
+        assert said in printed
+    # Another choice: what was found about the first says nothing about it.
+    again = ("arms=[safety]", "overwrite=true", "fraction=0.3")
+    assert neurofreeze("run", tiny_checkpoint, tmp_path, *again) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for absent in ("Ratios found by pruning", "The model without them", "With other prompts"):
+        assert absent not in page
+
+
 def test_a_report_is_written_for_other_methods_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert neurofreeze("run", tiny_checkpoint, tmp_path, "strategy=contrast", "method=top", "arms=[safety]") == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "contrast" in page
-    assert "ESU" not in page
+    assert "Share of each layer" in page
+    assert "No neurons were recorded" not in page
+    assert "exclusive safety units" not in page

@@ -12,6 +12,7 @@ from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies import NeuronScores, Strategy
 from neurofreeze.strategies.base import ForwardStrategy
 from neurofreeze.strategies.observing import observe
+from neurofreeze.strategies.resuming import Turns
 
 Rows = list[tuple[list[int], int]]
 
@@ -36,8 +37,8 @@ def score(
     given = sets if isinstance(sets, Mapping) else {"safety": sets}
     neuron_map = NeuronMap.of(model, granularity)
     if not isinstance(strategy, ForwardStrategy):
-        return strategy.run(model, neuron_map, given, progress)
+        return strategy.run(model, neuron_map, given, Turns(progress))
     seen = {name: strategy.watch(neuron_map) for name in strategy.sets}
     for name in strategy.sets:
-        observe(model, given[name], [seen[name]], progress)
+        observe(model, given[name], [seen[name]], Turns(progress))
     return strategy.score(model, neuron_map, seen)

@@ -17,6 +17,7 @@ from neurofreeze.errors import ConfigError, DataError, NeuroFreezeError
 from neurofreeze.models.load import load_model
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies import select
+from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.snip import Snip
 from tests import tiny
 from tests.strategies.reference import conf, left_padded
@@ -206,7 +207,7 @@ def test_a_parameter_that_gets_no_gradient_is_named() -> None:
 
 
 def run(model: Any) -> None:
-    Snip().run(model, NeuronMap.of(tiny.config("llama")), {"safety": batched(3)}, None)
+    Snip().run(model, NeuronMap.of(tiny.config("llama")), {"safety": batched(3)}, Turns())
 
 
 def test_deepspeed_is_refused() -> None:
@@ -242,7 +243,7 @@ def test_is_selected_by_name(tiny_checkpoint: Path, tiny_tokenizer: Any) -> None
     found = select(
         load_model(tiny_checkpoint), tiny_tokenizer, examples, "snip", batch_size=4, progress=lambda: told.append(1)
     )
-    assert found.strategy == {"average": "example", "name": "snip"}
+    assert found.strategy.items() >= {"average": "example", "name": "snip"}.items()
     assert all((values > 0).all() for values in found.values.values())
     assert len(told) == 2
 

@@ -145,7 +145,7 @@ def test_is_selected_by_name(tiny_checkpoint: Path, tiny_tokenizer: Any) -> None
         select(model, tiny_tokenizer, {"safety": examples, "utility": examples[:1]}, "wanda", positions=positions)
         for positions in ("response", "all")
     )
-    assert found.strategy == {"positions": "response", "name": "wanda"}
+    assert found.strategy.items() >= {"positions": "response", "name": "wanda"}.items()
     assert all((other.values[name] > values).all() and (values > 0).all() for name, values in found.values.items())
 
 
