@@ -50,6 +50,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     save_steps: int = 0  # checkpoint every so many steps; 0: only when interrupted
     check_every: int = 0  # check the frozen elements every so many steps; 0: at saves and at the end
+    enforcement: str = "auto"  # mask: masked gradients; selective: selective layers; auto: what costs less
 
     def __post_init__(self) -> None:
         _check(self.steps is None or self.steps > 0, "training.steps", self.steps, "a positive number or null")
@@ -58,6 +59,8 @@ class TrainingConfig:
         for name in ("warmup_steps", "weight_decay", "save_steps", "check_every"):
             _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number not below 0")
         _check(self.bf16 in ("auto", "true", "false"), "training.bf16", self.bf16, "auto, true or false")
+        known = ("auto", "mask", "selective")
+        _check(self.enforcement in known, "training.enforcement", self.enforcement, "auto, mask or selective")
 
 
 @dataclass

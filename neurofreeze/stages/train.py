@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from neurofreeze.console import say, stage
+from neurofreeze.enforcement import Enforcement
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
@@ -25,13 +26,9 @@ def run(run: Run, arm: str) -> None:
 
 
 def _train(run: Run, arm: str) -> dict[str, Any]:
-    mask, summary = None, None
-    if arm != "none":
-        neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
-        mask = NeuronMask.from_pretrained(run.mask(arm), model=neuron_map)
-        summary = FreezeSummary.of(neuron_map, mask)
-        say(f"train {arm}: {summary}")
+    mask, report = (None, {"frozen_neurons": 0, "frozen_elements": 0}) if arm == "none" else _frozen(run, arm)
 
+    from neurofreeze.training.adaptation import SelectiveLayers
     from neurofreeze.training.sft import fine_tune
 
     with stage(f"train {arm}", run.config.training.steps) as bar:
@@ -42,11 +39,24 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
             run.config.training,
             seed=run.config.seed,
             mask=mask,
+            adaptation=SelectiveLayers(mask) if mask and report["enforcement"] == "selective" else None,
             log=lambda row: run.folder.log({"stage": "train", "arm": arm, **row}),
             progress=bar.update,
         )
-    return {
-        **asdict(result),
-        "frozen_neurons": summary.frozen_neurons if summary else 0,
-        "frozen_elements": summary.frozen_elements if summary else 0,
+    return {**asdict(result), **report}
+
+
+def _frozen(run: Run, arm: str) -> tuple[NeuronMask, dict[str, Any]]:
+    """An arm's mask, and how and how much of the model it freezes."""
+    neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
+    mask = NeuronMask.from_pretrained(run.mask(arm), model=neuron_map)
+    summary = FreezeSummary.of(neuron_map, mask)
+    wanted = run.config.training.enforcement
+    enforcement = Enforcement.cheaper(neuron_map, mask) if wanted == "auto" else Enforcement(wanted, "as asked for")
+    say(f"train {arm}: {summary}")
+    say(f"train {arm}: enforced by {enforcement.name}: {enforcement.why}")
+    return mask, {
+        "enforcement": enforcement.name,
+        "frozen_neurons": summary.frozen_neurons,
+        "frozen_elements": summary.frozen_elements,
     }

@@ -1,4 +1,4 @@
-"""What may train in place of a model's weights, to be folded into them at the end: update vectors, LoRA."""
+"""What may train in place of a model's weights: some of their lines, update vectors, LoRA; folded in at the end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 import torch
 
+from neurofreeze.mask import NeuronMask
 from neurofreeze.methods.nest.choice import Updates
 from neurofreeze.methods.nest.updates import attach, fold
+from neurofreeze.selective_layers import merge, selective
 
 
 class Adaptation(Protocol):
@@ -20,7 +22,7 @@ class Adaptation(Protocol):
         ...
 
     def attach(self, model: Any) -> Any:
-        """The model with them; nothing else of it trains."""
+        """The model with them."""
         ...
 
     def merge(self, model: Any) -> Any:
@@ -46,6 +48,26 @@ class UpdateVectors:
     def merge(self, model: Any) -> Any:
         """The model with the vectors folded in."""
         return fold(model)
+
+
+@dataclass(frozen=True)
+class SelectiveLayers:
+    """The lines of the weights that a mask does not freeze, and all that belongs to no neuron."""
+
+    mask: NeuronMask
+
+    @property
+    def identity(self) -> str:
+        """The mask's digest."""
+        return f"selective layers {self.mask.digest}"
+
+    def attach(self, model: Any) -> Any:
+        """The model with selective layers."""
+        return selective(model, self.mask, train="unmasked")
+
+    def merge(self, model: Any) -> Any:
+        """The ordinary model."""
+        return merge(model)
 
 
 @dataclass(frozen=True)

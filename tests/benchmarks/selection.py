@@ -65,7 +65,9 @@ class Arms:
         self.found[TOGETHER] = Arm("forward", partial(self._observe, list(FORWARD)))
         for average in ("example", "batch"):
             snip = Snip(average)  # type: ignore[arg-type]
-            self._add(f"backward, {average}", partial(self._backward, snip), {str(snip): partial(self._snip, snip)})
+            self._add(
+                f"backward, {average}", partial(self._backward, snip), {f"snip, {average}": partial(self._snip, snip)}
+            )
         self._add("backward to embeddings", self._to_embeddings, {"margin": self._margin})
 
     def _add(self, baseline: str, bare: Callable[[], None], scoring: dict[str, Callable[[], None]]) -> None:
@@ -157,7 +159,7 @@ def _wait(device: torch.device) -> None:
 def table(arms: Arms, seconds: dict[str, list[list[float]]], scoring: dict[str, float]) -> Table:
     """One row an arm, below the one it is compared with."""
     found = Table(title="Scoring / the same passes without it", title_justify="left")
-    for heading in ("", "ratio", "s a turn", "s for the scores, once"):
+    for heading in ("", "ratio", "s", "scores s"):
         found.add_column(heading, no_wrap=True)
     for name, arm in arms.found.items():
         ratio = "" if name == arm.baseline else str(Ratio.of(seconds[name], seconds[arm.baseline]))

@@ -32,22 +32,26 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", required=True)
     parser.add_argument("--fraction", type=float, default=0.03)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=40, help="prompts of each evaluation set")
+    parser.add_argument("--calibration", type=int, default=48, help="prompts of each calibration set")
+    parser.add_argument("--limit", type=int, default=16, help="prompts of each evaluation set")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     quiet()
     quiet_transformers()
     folder = resolve(options.model, None).folder
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    sets = {"safety": read("bundled:harmful/calibration"), "utility": read("bundled:instructions/calibration")}
+    sets = {
+        "safety": read("bundled:harmful/calibration", limit=options.calibration),
+        "utility": read("bundled:instructions/calibration", limit=options.calibration),
+    }
     evaluation = [
         read("bundled:harmful/evaluation", responses=False, limit=options.limit),
         read("bundled:instructions/evaluation", limit=options.limit),
     ]
     whole = prune(model, tokenizer, None, *evaluation)
     rows: list[dict[str, Any]] = []
-    for name in options.strategies:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for name in options.strategies:
             started = time.perf_counter()
             first, second = (choose(model, tokenizer, name, half, options.fraction) for half in halves(sets, seed))
             seconds = (time.perf_counter() - started) / 2

@@ -96,9 +96,9 @@ def test_the_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_the_crossover_runs(tmp_path: Path) -> None:
-    found = run(tmp_path, "--crossover", "0.3")
-    assert found["crossover"]["0.3"]["engines"] == {
-        "full": "", "freeze 70%": "mask, plain", "selective 70%": "14 selective layers",
+    found = run(tmp_path, "--crossover", "0.5")
+    assert found["crossover"]["0.5"]["engines"] == {
+        "full": "", "freeze 50%": "mask, plain", "selective 50%": "14 selective layers",
     }  # fmt: skip
 
 
