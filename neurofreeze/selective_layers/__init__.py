@@ -63,7 +63,7 @@ def merge(model: Any) -> Any:
     found = model
     while hasattr(found, "module") or hasattr(found, "_orig_mod"):
         found = found.module if hasattr(found, "module") else found._orig_mod
-    if not hasattr(found, "trained_before"):
+    if not hasattr(found, "before_selective"):
         raise FreezeError("the model has no selective layers; expected one that nf.selective changed")
     if any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in found.parameters()):
         raise FreezeError("a sharded model cannot be merged in place; save_pretrained writes the merged weights")
@@ -71,8 +71,8 @@ def merge(model: Any) -> Any:
         if isinstance(module, Selective):
             make_ordinary(module)
     for name, parameter in found.named_parameters():
-        parameter.requires_grad_(canonical_name(name) in found.trained_before)
-    del found.trained_before, found.save_pretrained
+        parameter.requires_grad_(canonical_name(name) in found.before_selective)
+    del found.before_selective, found.save_pretrained
     return model
 
 
@@ -82,11 +82,9 @@ def has_selective_layers(model: Any, frozen: Mapping[str, Selection]) -> bool:
     Raises:
         FreezeError: if they train lines that should be `frozen`, by parameter name.
     """
-    found = False
     for path, module in model.named_modules():
         if not isinstance(module, Selective):
             continue
-        found = True
         for leaf, lines in module.selective_lines.items():
             name = canonical_name(f"{path}.{leaf}")
             both = np.intersect1d(lines.selection.index, frozen[name].index) if name in frozen else ()
@@ -95,7 +93,7 @@ def has_selective_layers(model: Any, frozen: Mapping[str, Selection]) -> bool:
                     f"selective layers train {len(both)} lines of {name} that the mask freezes; give both the same "
                     "mask with train='unmasked', or freeze ~mask with train='masked'"
                 )
-    return found
+    return any(hasattr(module, "before_selective") for module in model.modules())
 
 
 def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection], rest: bool) -> Any:
@@ -127,7 +125,7 @@ def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection],
     for name, lines_of in by_module.items():
         with assembled([parameters[f"{name}.{leaf}"] for leaf in lines_of]):
             make_selective(model.get_submodule(name), lines_of)
-    model.trained_before = before
+    model.before_selective = before
     model.save_pretrained = MethodType(_save_pretrained, model)
     return model
 
@@ -155,7 +153,7 @@ def merged(model: Any, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _require_bare(model: Any) -> None:
-    if hasattr(model, "trained_before"):
+    if hasattr(model, "before_selective"):
         raise FreezeError("the model is selective already; nf.merge makes it ordinary again")
     if not isinstance(model, PreTrainedModel) or any(hasattr(p, "device_mesh") for p in model.parameters()):
         raise FreezeError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from neurofreeze.errors import FreezeError
 from neurofreeze.selective_layers.lines import Lines
 from neurofreeze.selective_layers.product import linear
 from neurofreeze.selective_layers.sharded import at_hand, combined, gathered, like, partitioned, require_whole, write
@@ -130,4 +131,11 @@ def _reading(name: str) -> property:
     def read(module: Selective) -> torch.Tensor:
         return module.whole(name)
 
-    return property(read)
+    def replace(module: Selective, value: torch.Tensor) -> None:
+        # nn.Module sets parameters itself; what comes here is a tensor in the place of one.
+        raise FreezeError(
+            f"something puts another tensor in the place of {name} of a {type(module).__name__}, as FSDP1 does; "
+            "selective layers run under FSDP2, or use nf.freeze"
+        )
+
+    return property(read, replace)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -347,6 +347,11 @@ def refuse() -> None:
     with pytest.raises(nf.FreezeError, match="cannot be merged in place; save_pretrained writes"):
         nf.merge(model)
 
+    model = tiny.model("llama")
+    nf.selective(model, mask)
+    with pytest.raises(nf.FreezeError, match="tensor in the place of weight of a SelectiveLinear, as FSDP1 does"):
+        FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))(input_ids=DATA[0][0])
+
     for architecture, owner, name in (
         ("llama", "mlp.up_proj", "weight"),
         ("mixtral", "mlp.experts", "gate_up_proj"),
@@ -361,5 +366,5 @@ def refuse() -> None:
             model(input_ids=DATA[0][0])
 
 
-def test_what_is_sharded_already_and_tensor_parallelism_are_refused() -> None:
+def test_what_is_sharded_already_tensor_parallelism_and_fsdp1_are_refused() -> None:
     run_distributed_test(refuse, world_size=2)

@@ -250,7 +250,8 @@ def resume(folder: str) -> None:
             assert torch.equal(tensor, expected[parameter]), (name, parameter)
 
         if dist.get_rank() == 0:
-            model = tiny.model(cell.architecture, seed=2, dtype=DTYPES[cell.dtype])
+            # DeepSpeed writes what does not train from stage 2 on; before that it comes from the base.
+            model = tiny.model(cell.architecture, seed=0 if cell.stage == 1 else 2, dtype=DTYPES[cell.dtype])
             nf.selective(model, reference.mask_for(model, cell.fraction), train=cell.train)
             exported = nf.merge(load_state_dict_from_zero_checkpoint(model, folder, tag=name))
             for parameter, tensor in exported.named_parameters():

@@ -1,0 +1,57 @@
+"""A training script with selective layers, for `accelerate launch` to start on every rank; it reports what ran."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from launched import ROWS, let_fsdp_run_on_cpu, load, report, settings
+from transformers import AutoTokenizer, Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+import neurofreeze as nf
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base", type=Path)
+    parser.add_argument("mask", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--trainer", choices=("sft", "plain"), required=True)
+    parser.add_argument("--train", choices=("masked", "unmasked"), required=True)
+    parser.add_argument("--resume", help="checkpoint to go on from")
+    options = parser.parse_args()
+    let_fsdp_run_on_cpu()
+    trainer = {"sft": sft, "plain": plain}[options.trainer](options)
+    trainer.train(resume_from_checkpoint=options.resume)
+    trainer.save_model()
+    found = report(trainer)
+    found["trainable"] = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    if trainer.is_world_process_zero():
+        (options.output / "report.json").write_text(json.dumps(found), encoding="utf-8")
+    trainer.accelerator.end_training()
+
+
+def sft(options: argparse.Namespace) -> Trainer:
+    args = SFTConfig(**settings(options.output) | {"max_steps": 4})
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    return SFTTrainer(selective(options), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+
+
+def plain(options: argparse.Namespace) -> Trainer:
+    args = TrainingArguments(**settings(options.output) | {"max_steps": 4})
+    tokens = AutoTokenizer.from_pretrained(options.base)([row["chosen"] for row in ROWS])["input_ids"]
+    rows = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in tokens])
+    return Trainer(selective(options), args, train_dataset=rows)
+
+
+def selective(options: argparse.Namespace) -> Any:
+    return nf.selective(load(options.base), nf.NeuronMask.from_pretrained(options.mask), train=options.train)
+
+
+if __name__ == "__main__":
+    main()
