@@ -53,7 +53,10 @@ def main() -> None:
     for seed in range(options.seeds):
         for name in options.strategies:
             started = time.perf_counter()
-            first, second = (choose(model, tokenizer, name, half, options.fraction) for half in halves(sets, seed))
+            first, second = (
+                choose(model, tokenizer, name, half, options.fraction, seed=2 * seed + number)
+                for number, half in enumerate(halves(sets, seed))
+            )
             seconds = (time.perf_counter() - started) / 2
             chosen = prune(model, tokenizer, first, *evaluation)
             control = prune(model, tokenizer, NeuronMask.random_like(first, seed), *evaluation)
@@ -67,13 +70,14 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
-def choose(model: Any, tokenizer: Any, name: str, sets: dict[str, Any], fraction: float) -> NeuronMask:
+def choose(model: Any, tokenizer: Any, name: str, sets: dict[str, Any], fraction: float, seed: int) -> NeuronMask:
     """The same share of neurons of each kind by every strategy, so that only the ranking differs."""
+    strategy = make(name, {"seed": seed} if name == "random" else {})
 
     def score(examples: Any) -> NeuronScores:
-        return select(model, tokenizer, examples, make(name, {}), max_length=128)
+        return select(model, tokenizer, examples, strategy, max_length=128)
 
-    if make(name, {}).sets == ("safety",) and name != "margin":
+    if strategy.sets == ("safety",) and name != "margin":
         # A score on one set alone finds what the model needs for anything; the difference is what papers use.
         safety, utility = score({"safety": sets["safety"]}), score({"safety": sets["utility"]})
         return (safety.standardized() - utility.standardized()).top(fraction)
