@@ -116,9 +116,9 @@ class ToleranceConfig:
 class LearningRatesConfig:
     """Of the arms of method=nest, in place of training.learning_rate."""
 
-    nest: float = 1e-2
-    full: float = 5e-5
-    lora: float = 5e-4
+    nest: float = 2e-2
+    full: float = 1e-4
+    lora: float = 2e-3
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -134,7 +134,7 @@ class NestConfig:
     share: bool = True  # false: a vector for every row, not for every cluster
     clusters: int = 10  # of a projection, at most
     standardize: bool = True  # cluster activation profiles by shape, without their mean and spread
-    benign_share: float = 0.5  # of benign answers among what is trained on
+    benign_share: float = 0.67  # of benign answers among what is trained on
     learning_rates: LearningRatesConfig = field(default_factory=LearningRatesConfig)
     lora_rank: int = 8
 
