@@ -31,8 +31,15 @@ from tests.selective_layers.twins import Train, adamw, still
 pytestmark = pytest.mark.slow
 
 BATCHES = reference.batches(4, accumulation=2)
-# DeepSpeed keeps small parameters whole on every rank, which here would be all of them.
-IN_SHARDS = {"stage3_param_persistence_threshold": 0}
+# DeepSpeed keeps small parameters whole on every rank, and what is used again soon until the backward pass: here that
+# would be all of them.
+IN_SHARDS = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+SOME_WHOLE = {**IN_SHARDS, "stage3_param_persistence_threshold": 1000}
 EVERYTHING_OFFLOADED = {**OFFLOAD, "offload_param": {"device": "cpu", "pin_memory": False}, **IN_SHARDS}
 
 
@@ -70,7 +77,7 @@ CELLS: dict[str, Cell] = {
     "stage 2, offloaded, DeepSpeedCPUAdam": Cell(2, zero=OFFLOAD, optimizer="DeepSpeedCPUAdam"),
     "stage 3, all offloaded, DeepSpeedCPUAdam": Cell(3, zero=EVERYTHING_OFFLOADED, optimizer="DeepSpeedCPUAdam"),
     "stage 3, small parameters whole": Cell(3),
-    "stage 3, some parameters whole": Cell(3, zero={"stage3_param_persistence_threshold": 1000}),
+    "stage 3, some parameters whole": Cell(3, zero=SOME_WHOLE),
     "stage 3, zero.Init": Cell(3, zero=IN_SHARDS, zero_init=True),
     "stage 3, zero.Init masked bf16": Cell(3, "masked", "bf16", IN_SHARDS, zero_init=True),
     "stage 3, gradient checkpointing": Cell(3, zero=IN_SHARDS, checkpointing=True),
@@ -224,7 +231,7 @@ RESUMED = {
     "stage 1": Cell(1),
     "stage 2": Cell(2),
     "stage 3": Cell(3, zero=IN_SHARDS),
-    "stage 3, some whole": Cell(3, zero={"stage3_param_persistence_threshold": 1000}),
+    "stage 3, some whole": Cell(3, zero=SOME_WHOLE),
     "stage 2 bf16": Cell(2, "masked", "bf16"),
     "stage 3 bf16": Cell(3, "masked", "bf16", IN_SHARDS),
     "stage 3, zero.Init": Cell(3, zero=IN_SHARDS, zero_init=True),

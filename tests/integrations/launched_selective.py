@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from launched import ROWS, let_fsdp_run_on_cpu, load, report, settings
-from transformers import AutoTokenizer, Trainer, TrainingArguments
+from launched import ROWS, let_fsdp_run_on_cpu, report, settings
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 import neurofreeze as nf
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--trainer", choices=("sft", "plain"), required=True)
     parser.add_argument("--train", choices=("masked", "unmasked"), required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--resume", help="checkpoint to go on from")
     options = parser.parse_args()
     let_fsdp_run_on_cpu()
@@ -50,7 +51,9 @@ def plain(options: argparse.Namespace) -> Trainer:
 
 
 def selective(options: argparse.Namespace) -> Any:
-    return nf.selective(load(options.base), nf.NeuronMask.from_pretrained(options.mask), train=options.train)
+    # Only once the trainer's arguments exist does from_pretrained know of ZeRO-3 and shard while it loads.
+    model = AutoModelForCausalLM.from_pretrained(options.base, dtype=options.dtype)
+    return nf.selective(model, nf.NeuronMask.from_pretrained(options.mask), train=options.train)
 
 
 if __name__ == "__main__":

@@ -118,22 +118,38 @@ def mask(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+# accelerate widens what trains under FSDP2, and leaves the rest as loaded.
+WIDENED = {"dtypes": ["torch.bfloat16", "torch.float32"]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "train"), [("sft", "masked"), ("plain", "unmasked")])
-@pytest.mark.parametrize("config", RUNS)
+@pytest.mark.parametrize(
+    ("config", "trainer", "train", "dtype"),
+    [
+        *((config, *way, "float32") for config in RUNS for way in (("sft", "masked"), ("plain", "unmasked"))),
+        *(("fsdp2", "plain", train, "bfloat16") for train in MODES),
+    ],
+)
 def test_launched_trainers_save_ordinary_checkpoints_and_resume_from_them(
     config: str,
     trainer: str,
     train: Train,
+    dtype: str,
     tiny_checkpoint: Path,
     mask: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(test_launch, "SCRIPT", Path(__file__).with_name("launched_selective.py"))
-    way = ("--trainer", trainer, "--train", train)
+    way = ("--trainer", trainer, "--train", train, "--dtype", dtype)
     ran = test_launch.launch(config, tiny_checkpoint, mask, tmp_path / "tuned", *way)
-    expected = {**RUNS[config], "mixed_precision": "bf16", "processes": 2, "steps": 4}
+    expected = {
+        **RUNS[config],
+        **(WIDENED if dtype == "bfloat16" else {}),
+        "mixed_precision": "bf16",
+        "processes": 2,
+        "steps": 4,
+    }
     assert {key: ran[key] for key in expected} == expected
 
     chosen = nf.NeuronMask.from_pretrained(mask)

@@ -125,6 +125,10 @@ def test_what_trains_in_float32_is_saved_so_and_what_is_frozen_keeps_its_bits(tm
     pair.selective.load_state_dict(state)
     assert torch.equal(module.weight_trained, expected)
     assert module._parameters["weight"].dtype == torch.bfloat16
+    ordinary = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+    assigned = copy.deepcopy(pair.selective)
+    assigned.load_state_dict(ordinary, assign=True)
+    assert assigned.get_submodule(UP).weight_trained.dtype == torch.float32
     pair.selective.save_pretrained(tmp_path / "tuned")
     outcome = nf.verify(tmp_path / "base", tmp_path / "tuned", ~pair.mask)
     assert outcome.ok
