@@ -11,13 +11,16 @@ import torch
 from hypothesis import settings
 
 from neurofreeze.console import quiet
-from tests import tiny
+from tests import deepspeed_operators, tiny
 
 quiet()
+deepspeed_operators.use_own_cache()
 # The machines that run this have few cores, and tests run side by side.
 torch.set_num_threads(1)
 settings.register_profile("neurofreeze", deadline=None, max_examples=50)
 settings.load_profile("neurofreeze")
+
+DEEPSPEED = ("distributed", "integrations", "launcher")  # folders whose slow tests start it
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,13 @@ def tiny_tokenizer(tiny_checkpoint: Path) -> Any:
     from neurofreeze.models.load import load_tokenizer
 
     return load_tokenizer(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators(request: pytest.FixtureRequest) -> None:
+    """DeepSpeed's CPU operators are compiled, if a test that may start DeepSpeed is among those to run."""
+    if any(item.path.parent.name in DEEPSPEED and item.get_closest_marker("slow") for item in request.session.items):
+        deepspeed_operators.build()
 
 
 @pytest.fixture(autouse=True)
