@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neurofreeze.commands.pipeline import with_run
+from neurofreeze.commands.pipeline import submit
 from neurofreeze.console import say
 from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:
     """Evaluate what is there; in a new folder that is the model as it is."""
-    return with_run("evaluate", overrides, _evaluate)
+    return submit("evaluate", overrides)
 
 
-def _evaluate(run: Run, _: str) -> int:
+def work(run: Run, _: str) -> int:
+    """Evaluate the start and every trained arm."""
     from neurofreeze.stages import evaluate
 
     trained = [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None]

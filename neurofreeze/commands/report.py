@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neurofreeze.commands.pipeline import with_run
+from neurofreeze.commands.pipeline import submit
 from neurofreeze.console import console, say
 from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:
     """Write the report; prints the table of arms and where the report is."""
-    return with_run("report", overrides, write)
+    return submit("report", overrides)
 
 
-def write(run: Run, config_yaml: str) -> int:
+def work(run: Run, config_yaml: str) -> int:
     """Write report.html and print its table."""
     from neurofreeze.report.terminal import arms_table, choice_lines, comparisons_lines
     from neurofreeze.stages import report

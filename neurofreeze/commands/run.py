@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from neurofreeze.commands import report
-from neurofreeze.commands.pipeline import with_run
+from neurofreeze.commands.pipeline import submit
 from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:
     """Run every stage that is not complete yet; prints the table of arms and where the report is."""
-    return with_run("run", overrides, _run)
+    return submit("run", overrides)
 
 
-def _run(run: Run, config_yaml: str) -> int:
+def work(run: Run, config_yaml: str) -> int:
+    """Every stage in order."""
     from neurofreeze.stages import align, evaluate, select, train, validate, verify
 
     align.run(run)
@@ -27,4 +28,4 @@ def _run(run: Run, config_yaml: str) -> int:
             verify.run(run, arm)
     for name in (evaluate.START, *run.config.arms):
         evaluate.run(run, name)
-    return report.write(run, config_yaml)
+    return report.work(run, config_yaml)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neurofreeze.commands.pipeline import with_run
+from neurofreeze.commands.pipeline import submit
 from neurofreeze.console import say
 from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:
     """Align if need be, then select; prints where the masks are."""
-    return with_run("select", overrides, _select)
+    return submit("select", overrides)
 
 
-def _select(run: Run, _: str) -> int:
+def work(run: Run, _: str) -> int:
+    """Align if need be, select, validate."""
     from neurofreeze.stages import align, select, validate
 
     align.run(run)

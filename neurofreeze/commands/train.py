@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from neurofreeze.commands.pipeline import with_run
+from neurofreeze.commands.pipeline import submit
 from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.console import say
 from neurofreeze.stages.context import Run
@@ -12,10 +12,11 @@ from neurofreeze.stages.context import Run
 
 def main(overrides: Sequence[str]) -> int:
     """Train the arms that are not complete; needs `select` unless only the arm `none` is asked for."""
-    return with_run("train", overrides, _train)
+    return submit("train", overrides)
 
 
-def _train(run: Run, _: str) -> int:
+def work(run: Run, _: str) -> int:
+    """Align if need be, then train every arm."""
     from neurofreeze.stages import align, train
 
     if not set(run.config.arms) <= set(UNFROZEN_ARMS):

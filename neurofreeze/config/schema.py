@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
-from neurofreeze.errors import ConfigError
+from neurofreeze.config.backend import BackendConfig
+from neurofreeze.config.checks import check
+from neurofreeze.config.cluster import ClusterConfig
+from neurofreeze.config.tracker import MonitorConfig, TrackerConfig
 
 # OmegaConf reads annotations at run time, hence Optional[...] instead of X | None on Python 3.10.
-
-
-def _check(condition: bool, key: str, found: Any, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key} is {found!r}; expected {expected}")
 
 
 @dataclass
@@ -53,14 +51,14 @@ class TrainingConfig:
     enforcement: str = "auto"  # mask: masked gradients; selective: selective layers; auto: what costs less
 
     def __post_init__(self) -> None:
-        _check(self.steps is None or self.steps > 0, "training.steps", self.steps, "a positive number or null")
+        check(self.steps is None or self.steps > 0, "training.steps", self.steps, "a positive number or null")
         for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_length", "max_grad_norm"):
-            _check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "a number above 0")
+            check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "weight_decay", "save_steps", "check_every"):
-            _check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number not below 0")
-        _check(self.bf16 in ("auto", "true", "false"), "training.bf16", self.bf16, "auto, true or false")
+            check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number not below 0")
+        check(self.bf16 in ("auto", "true", "false"), "training.bf16", self.bf16, "auto, true or false")
         known = ("auto", "mask", "selective")
-        _check(self.enforcement in known, "training.enforcement", self.enforcement, "auto, mask or selective")
+        check(self.enforcement in known, "training.enforcement", self.enforcement, "auto, mask or selective")
 
 
 @dataclass
@@ -72,8 +70,8 @@ class AlignmentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        _check(self.mode in ("auto", "always", "never"), "alignment.mode", self.mode, "auto, always or never")
-        _check(0 < self.threshold <= 1, "alignment.threshold", self.threshold, "a number in (0, 1]")
+        check(self.mode in ("auto", "always", "never"), "alignment.mode", self.mode, "auto, always or never")
+        check(0 < self.threshold <= 1, "alignment.threshold", self.threshold, "a number in (0, 1]")
 
 
 @dataclass
@@ -109,7 +107,7 @@ class ToleranceConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _check(value >= 0, f"method.tolerance.{name}", value, "a number of nats not below 0")
+            check(value >= 0, f"method.tolerance.{name}", value, "a number of nats not below 0")
 
 
 @dataclass
@@ -122,7 +120,7 @@ class LearningRatesConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _check(value > 0, f"method.nest.learning_rates.{name}", value, "a number above 0")
+            check(value > 0, f"method.nest.learning_rates.{name}", value, "a number above 0")
 
 
 @dataclass
@@ -139,10 +137,10 @@ class NestConfig:
     lora_rank: int = 8
 
     def __post_init__(self) -> None:
-        _check(self.threshold >= 0, "method.nest.threshold", self.threshold, "a number not below 0")
-        _check(self.clusters > 1, "method.nest.clusters", self.clusters, "a number above 1; share=false for none")
-        _check(0 <= self.benign_share < 1, "method.nest.benign_share", self.benign_share, "a number in [0, 1)")
-        _check(self.lora_rank > 0, "method.nest.lora_rank", self.lora_rank, "a positive number")
+        check(self.threshold >= 0, "method.nest.threshold", self.threshold, "a number not below 0")
+        check(self.clusters > 1, "method.nest.clusters", self.clusters, "a number above 1; share=false for none")
+        check(0 <= self.benign_share < 1, "method.nest.benign_share", self.benign_share, "a number in [0, 1)")
+        check(self.lora_rank > 0, "method.nest.lora_rank", self.lora_rank, "a positive number")
 
 
 @dataclass
@@ -161,15 +159,15 @@ class MethodConfig:
     nest: NestConfig = field(default_factory=NestConfig)
 
     def __post_init__(self) -> None:
-        _check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
-        _check(self.per in ("kind", "layer", "site", "model"), "method.per", self.per, "kind, layer, site or model")
-        _check(0 < self.minus <= 1, "method.minus", self.minus, "a number in (0, 1]")
+        check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
+        check(self.per in ("kind", "layer", "site", "model"), "method.per", self.per, "kind, layer, site or model")
+        check(0 < self.minus <= 1, "method.minus", self.minus, "a number in (0, 1]")
         growing = all(a < b for a, b in zip([0.0, *self.grid], [*self.grid, 1.0], strict=True))
-        _check(bool(self.grid) and growing, "method.grid", self.grid, "growing ratios between 0 and 1")
+        check(bool(self.grid) and growing, "method.grid", self.grid, "growing ratios between 0 and 1")
         # So that all three groups have room, whatever is found for the first two.
-        _check(self.grid[0] < 1 / 3, "method.grid", self.grid, "a smallest ratio below a third")
+        check(self.grid[0] < 1 / 3, "method.grid", self.grid, "a smallest ratio below a third")
         enough = self.search_prompts is None or self.search_prompts > 1
-        _check(enough, "method.search_prompts", self.search_prompts, "a number above 1 or null")
+        check(enough, "method.search_prompts", self.search_prompts, "a number above 1 or null")
 
 
 @dataclass
@@ -183,8 +181,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
-            _check(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "a positive number")
-        _check(self.limit is None or self.limit > 0, "evaluation.limit", self.limit, "a positive number or null")
+            check(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "a positive number")
+        check(self.limit is None or self.limit > 0, "evaluation.limit", self.limit, "a positive number or null")
 
 
 @dataclass
@@ -196,9 +194,9 @@ class ValidateConfig:
     splits: int = 0  # times to choose again on random halves of the calibration sets, to see how much overlaps
 
     def __post_init__(self) -> None:
-        _check(self.mode in ("none", "prune"), "validate.mode", self.mode, "none or prune")
-        _check(self.splits >= 0, "validate.splits", self.splits, "a number not below 0")
-        _check(self.draws > 0, "validate.draws", self.draws, "a positive number")
+        check(self.mode in ("none", "prune"), "validate.mode", self.mode, "none or prune")
+        check(self.splits >= 0, "validate.splits", self.splits, "a number not below 0")
+        check(self.draws > 0, "validate.draws", self.draws, "a positive number")
 
 
 ARMS = ("none", "random", "safety")
@@ -225,22 +223,29 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    objective: Optional[str] = None  # what a sweep optimises: a number in result.json, such as safety.refusals
 
     def __post_init__(self) -> None:
-        _check(bool(self.model), "model", self.model, "a checkpoint folder, a GGUF file, a hub id or a short name")
-        _check(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
-        _check(self.granularity in ("head", "channel"), "granularity", self.granularity, "head or channel")
+        check(bool(self.model), "model", self.model, "a checkpoint folder, a GGUF file, a hub id or a short name")
+        check(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
+        check(self.granularity in ("head", "channel"), "granularity", self.granularity, "head or channel")
         known = HARDENING_ARMS if self.hardens else ARMS
-        _check(bool(self.arms) and set(self.arms) <= set(known), "arms", self.arms, f"one or more of {list(known)}")
-        _check(len(set(self.arms)) == len(self.arms), "arms", self.arms, "each arm once")
-        _check(self.seed >= 0, "seed", self.seed, "a number not below 0")
+        check(bool(self.arms) and set(self.arms) <= set(known), "arms", self.arms, f"one or more of {list(known)}")
+        check(len(set(self.arms)) == len(self.arms), "arms", self.arms, "each arm once")
+        check(self.seed >= 0, "seed", self.seed, "a number not below 0")
         method = self.strategy.method if self.method.name == "auto" else self.method.name
-        _check(method == "ssah" or not self.method.search, "method.search", True, f"false, since method is {method}")
+        check(method == "ssah" or not self.method.search, "method.search", True, f"false, since method is {method}")
+        backend, ranks = self.backend.name, self.cluster.ranks
+        check(backend != "plain" or ranks == 1, "backend", backend, f"ddp, fsdp2 or zero1 to zero3 for {ranks} ranks")
         if self.hardens:
             mode, checks = self.alignment.mode, self.validate
-            _check(mode == "never", "alignment.mode", mode, "never, since method=nest trains on data.alignment itself")
-            _check(checks.mode == "none", "validate.mode", checks.mode, "none, since method=nest freezes no choice")
-            _check(checks.splits == 0, "validate.splits", checks.splits, "0, since method=nest freezes no choice")
+            check(mode == "never", "alignment.mode", mode, "never, since method=nest trains on data.alignment itself")
+            check(checks.mode == "none", "validate.mode", checks.mode, "none, since method=nest freezes no choice")
+            check(checks.splits == 0, "validate.splits", checks.splits, "0, since method=nest freezes no choice")
 
     @property
     def hardens(self) -> bool:
@@ -256,8 +261,8 @@ class CompareConfig:
     output: str = "overlap.png"  # the figure
 
     def __post_init__(self) -> None:
-        _check(len(self.masks) > 1, "masks", self.masks, "two or more mask folders, masks=a,b")
-        _check(len(set(self.masks)) == len(self.masks), "masks", self.masks, "each mask once")
+        check(len(self.masks) > 1, "masks", self.masks, "two or more mask folders, masks=a,b")
+        check(len(set(self.masks)) == len(self.masks), "masks", self.masks, "each mask once")
 
 
 @dataclass
@@ -272,7 +277,7 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         given = [f.name for f in fields(self) if f.name in ("base", "tuned", "mask") and getattr(self, f.name)]
-        _check(
+        check(
             len(given) in (0, 3),
             "verify",
             ", ".join(given),

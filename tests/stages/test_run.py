@@ -110,7 +110,7 @@ def test_a_second_run_reuses_every_stage(
     assert all(f"{stage}: complete, reused" in out for stage in stages)
     after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
-    assert changed <= {"report.html", "resolved.yaml"}
+    assert changed <= {"report.html", "resolved.yaml", "job.json"}
     assert before.keys() == after.keys()
 
 
