@@ -52,12 +52,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for name in options.strategies:
-            started = time.perf_counter()
+            started = time.process_time()
             first, second = (
                 choose(model, tokenizer, name, half, options.fraction, seed=2 * seed + number)
                 for number, half in enumerate(halves(sets, seed))
             )
-            seconds = (time.perf_counter() - started) / 2
+            seconds = (time.process_time() - started) / 2
             chosen = prune(model, tokenizer, first, *evaluation)
             control = prune(model, tokenizer, NeuronMask.random_like(first, seed), *evaluation)
             rows.append({"strategy": name, "seed": seed, "neurons": first.count, "seconds": seconds,
@@ -95,9 +95,9 @@ def table(rows: list[dict[str, Any]], whole: Pruned) -> Table:
     found = Table(
         "strategy",
         title=f"Pruned; the whole model has margin {np.mean(whole.margins):.2f} and loss {np.mean(whole.losses):.3f}",
-        caption="mean and, in brackets, smallest to largest over seeds; nats; seconds for one choice",
+        caption="mean and, in brackets, smallest to largest over seeds; nats; CPU seconds for one choice",
     )
-    for column in ("margin falls by", "random", "loss rises by", "random", "overlap of halves", "chance", "s"):
+    for column in ("margin falls by", "random", "loss rises by", "random", "overlap of halves", "chance", "CPU s"):
         found.add_column(column, justify="right")
     for name in dict.fromkeys(row["strategy"] for row in rows):
         own = [row for row in rows if row["strategy"] == name]
