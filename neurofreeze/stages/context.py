@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -20,6 +21,7 @@ class Run:
     """One run: settings and folder, with data and model found when first needed."""
 
     def __init__(self, config: Config, path: Path, overrides: Sequence[str] = ()) -> None:
+        self.started = time.monotonic()
         self.config = config
         self.overrides = tuple(overrides)  # as given on the command line, for the report
         self.folder = RunFolder(path, config.overwrite)
