@@ -32,6 +32,8 @@ def find_adapters(model: nn.Module, selections: Selections, shapes: Shapes) -> A
         selections: of weights of the base.
         shapes: of all its weights; those of a quantized base itself are never looked at.
 
+    Biases of quantized layers are rounded here, as those layers do in their first forward pass.
+
     Raises:
         FreezeError: if a selected weight has an adapter that cannot be frozen exactly.
     """
@@ -60,6 +62,7 @@ def find_adapters(model: nn.Module, selections: Selections, shapes: Shapes) -> A
                 adapted += masked
         elif masked and type(module).__name__ in _QUANTIZED:
             quantized += [name for name in masked if name == f"{path}.weight"]
+            _round_bias(module)
     if not active:
         return Adapters()
     trained: Counter[str] = Counter()
@@ -135,6 +138,13 @@ def _lines(path: str, layer: Any, masked: Selections, shapes: Shapes) -> tuple[I
             columns = weight.index
     bias = masked.get(f"{path}.bias")
     return rows, columns, rows if bias is None else np.union1d(rows, bias.index)
+
+
+def _round_bias(layer: Any) -> None:
+    # bitsandbytes does this in place when it first computes, which would count as a change of frozen elements.
+    dtype = getattr(layer, "compute_dtype", None)
+    if layer.bias is not None and dtype is not None:
+        layer.bias.data = layer.bias.data.to(dtype)
 
 
 def _numel(parameter: Any) -> int:

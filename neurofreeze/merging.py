@@ -21,18 +21,23 @@ def merge_adapters(model: Any, mask: NeuronMask) -> Any:
         mask: the neurons that were frozen.
 
     Raises:
-        FreezeError: if the adapters change a frozen element; the model is then of no use any more.
+        FreezeError: if the base is quantized. Or if the adapters change a frozen element; the model is then of no use
+            any more.
     """
     frozen = mask.dense(model)
-    before = {name: p.detach()[frozen[name].to(p.device)] for name, p in find(model, frozen).items()}
+    start = find(model, frozen)
+    for name, p in start.items():
+        if not p.is_floating_point() or p.shape != frozen[name].shape:
+            raise FreezeError(
+                f"{name} is quantized, so that merging would round it again; load the base in full precision, "
+                "PeftModel.from_pretrained(base, adapter), and merge into that"
+            )
+    before = {name: p.detach()[frozen[name].to(p.device)] for name, p in start.items()}
     merged = model.merge_and_unload()
     for name, p in find(merged, frozen).items():
         where = frozen[name].to(p.device)
         if not torch.equal(p.detach()[where], before[name]):
-            raise FreezeError(
-                f"merging changes frozen elements of {name}; the adapters were trained without this mask, or the base "
-                "is quantized and was rounded again"
-            )
+            raise FreezeError(f"merging changes frozen elements of {name}; the adapters were trained without this mask")
         with torch.no_grad():
             p[where] = before[name]
     return merged

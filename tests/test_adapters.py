@@ -21,7 +21,6 @@ from peft import (
     inject_adapter_in_model,
 )
 from rich.console import Console
-from torch import nn
 
 from neurofreeze import FreezeError, MaskError, NeuroFreezeWarning, NeuronMask, freeze
 from neurofreeze.merging import merge_adapters
@@ -417,38 +416,3 @@ def test_our_merge_refuses_adapters_that_were_trained_without_the_mask(base: Any
     reference.train(model, lora.adamw(model), reference.batches(1))
     with pytest.raises(FreezeError, match="merging changes frozen elements of model"):
         merge_adapters(model, mask)
-
-
-# A quantized base: its weights are out of reach, the adapters are not.
-
-
-class Linear4bit(nn.Linear):
-    """Stands in for bitsandbytes' layer: weights packed in another shape, unpacked to compute."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=layer.weight.dtype)
-        self.size = tuple(layer.weight.shape)
-        packed = (layer.weight.detach() * 100).round().to(torch.int8).reshape(-1, 1)
-        self.weight = nn.Parameter(packed, requires_grad=False)
-        self.bias = layer.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight.view(self.size).to(x.dtype) / 100, self.bias)
-
-
-def test_adapters_on_a_quantized_base_are_held(base: Any, mask: NeuronMask) -> None:
-    for name, module in list(base.named_modules()):
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            base.set_submodule(name, Linear4bit(module))
-    model = lora.adapted(base)
-    frozen = lora.dense(model, reference.dense(tiny.model("llama"), mask))
-    optimizer = lora.adamw(model)
-    with pytest.warns(NeuroFreezeWarning, match="the base is quantized, so 14 of its weights cannot be compared"):
-        freezer = freeze(model, optimizer, mask)
-    assert len(freezer.adapters.parts) == 14
-    reference.train(model, optimizer, reference.batches(STEPS))
-    freezer.check()
-    for name, p in model.named_parameters():
-        if ".lora_" in name:
-            assert not p[frozen[name]].any(), name
-            assert p[~frozen[name]].all(), name

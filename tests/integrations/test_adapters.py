@@ -30,7 +30,7 @@ def load(base: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
 
 
-def trainer_of(base: Path, *callbacks: Any, **options: Any) -> SFTTrainer:
+def trainer_of(base: Path, *callbacks: Any, model: Any = None, **options: Any) -> SFTTrainer:
     args = SFTConfig(
         output_dir="out",
         use_cpu=True,
@@ -46,7 +46,7 @@ def trainer_of(base: Path, *callbacks: Any, **options: Any) -> SFTTrainer:
         **{"max_steps": 3, **options},
     )
     return SFTTrainer(
-        model=load(base),
+        model=load(base) if model is None else model,
         args=args,
         train_dataset=Dataset.from_list([{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]),
         processing_class=AutoTokenizer.from_pretrained(base),
