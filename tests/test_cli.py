@@ -145,6 +145,8 @@ def test_an_argument_that_is_no_setting_is_refused(capsys: pytest.CaptureFixture
         ("alignment.mode=sometimes", "alignment.mode is 'sometimes'; expected auto, always or never"),
         ("alignment.threshold=2", "alignment.threshold is 2.0; expected a number in (0, 1]"),
         ("evaluation.limit=0", "evaluation.limit is 0; expected a positive number or null"),
+        ("evaluation.phrases=gcg", "evaluation.phrases is 'gcg'; expected one of strict-opening, zou-qi, wei"),
+        ("evaluation.phrases=wei", "evaluation.max_new_tokens is 20; expected at least 40 with phrases=wei"),
         ("method.grid=[]", "method.grid is []; expected growing ratios between 0 and 1"),
         ("method.grid=[0.1,0.1]", "method.grid is [0.1, 0.1]; expected growing ratios between 0 and 1"),
         ("method.grid=[0,0.1]", "method.grid is [0.0, 0.1]; expected growing ratios between 0 and 1"),

@@ -9,6 +9,7 @@ from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.checks import check
 from neurofreeze.config.cluster import ClusterConfig
 from neurofreeze.config.tracker import MonitorConfig, TrackerConfig
+from neurofreeze.evaluation.phrases import phrase_list
 
 # OmegaConf reads annotations at run time, hence Optional[...] instead of X | None on Python 3.10.
 
@@ -183,6 +184,10 @@ class EvaluationConfig:
         for name in ("max_new_tokens", "batch_size"):
             check(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "a positive number")
         check(self.limit is None or self.limit > 0, "evaluation.limit", self.limit, "a positive number or null")
+        # Two tokens a word, or every answer would be short of what the list counts as a refusal.
+        least = 2 * phrase_list(self.phrases).least
+        expected = f"at least {least} with phrases={self.phrases}"
+        check(self.max_new_tokens >= least, "evaluation.max_new_tokens", self.max_new_tokens, expected)
 
 
 @dataclass
