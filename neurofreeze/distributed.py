@@ -1,21 +1,27 @@
-"""What ranks must agree on: an error or a difference on one of them stops all."""
+"""What ranks must agree on, and what one does for all: an error or a difference on one of them stops all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from neurofreeze.errors import FreezeError
+from neurofreeze.errors import FreezeError, OtherRankError
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(days=7)  # with which ranks wait for what rank 0 does for all
+_alone = False  # whether the others wait
 
 
 def gather(value: T) -> list[T]:
     """`value` from every rank, in rank order. Collective: every rank must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -23,8 +29,57 @@ def gather(value: T) -> list[T]:
 
 
 def rank() -> int:
-    """The rank of this process, 0 when there is only one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """The rank of this process, 0 when there is only one; before the ranks are connected, what their launcher says."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of ranks, 1 when there is only this process; also while it does the work of all."""
+    return 1 if _alone or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
+
+
+def first_rank(work: Callable[[], T]) -> T:
+    """The result of `work`, which rank 0 does as if it were alone while the others wait. Collective.
+
+    The result must be small: it is sent to all ranks.
+
+    Raises:
+        OtherRankError: on the waiting ranks, if `work` raises on rank 0.
+    """
+    if world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
+    if rank() == 0:
+        try:
+            outcome[0] = _by_itself(work)
+        except Exception as caught:
+            error, outcome[1] = caught, f"{type(caught).__name__}: {caught}"
+    dist.broadcast_object_list(outcome, src=0, group=_patient(dist.group.WORLD))
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise OtherRankError(f"rank 0 failed: {outcome[1]}")
+    result: T = outcome[0]
+    return result
+
+
+def _by_itself(work: Callable[[], T]) -> T:
+    global _alone
+    _alone = True
+    try:
+        return work()
+    finally:
+        _alone = False
+
+
+@cache
+def _patient(_: Any) -> Any:
+    # Of its own, because every collective of a process group has the same timeout; and not NCCL, under which waiting
+    # ranks keep their GPUs busy.
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ def work(job: Job) -> int:
     """Run the job's command in this process, as one of its ranks; returns the exit code."""
     from neurofreeze.console import quiet_transformers, say, stage
     from neurofreeze.stages.context import Run
+    from neurofreeze.tracking.session import tracked
 
     run = Run(job.config, job.folder, job.overrides)
     run.data  # noqa: B018  read and checked first: a wrong path must not cost a model's download
@@ -19,5 +20,5 @@ def work(job: Job) -> int:
     say(f"model: {job.config.model} ({origin})")
     run.require_space()
     quiet_transformers()
-    code: int = import_module(f"neurofreeze.commands.{job.command}").work(run, job.settings)
-    return code
+    command = import_module(f"neurofreeze.commands.{job.command}")
+    return tracked(run, job.command, lambda: command.work(run, job.settings))

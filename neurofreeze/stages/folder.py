@@ -14,6 +14,7 @@ from neurofreeze._version import __version__
 from neurofreeze.console import say
 from neurofreeze.errors import RunError
 from neurofreeze.files import write_atomically
+from neurofreeze.tracking.base import Tracker
 
 
 class RunFolder:
@@ -22,11 +23,15 @@ class RunFolder:
     Args:
         path: created if missing.
         overwrite: redo a stage that is complete with other settings instead of refusing.
+
+    Attributes:
+        tracker: mirrors metrics.jsonl while a command runs.
     """
 
     def __init__(self, path: Path, overwrite: bool = False) -> None:
         self.path = path
         self.overwrite = overwrite
+        self.tracker: Tracker | None = None
         path.mkdir(parents=True, exist_ok=True)
 
     def run(
@@ -57,14 +62,16 @@ class RunFolder:
         self._path(stage).unlink(missing_ok=True)
         started = time.perf_counter()
         result = work()
+        seconds = round(time.perf_counter() - started, 3)
         content = {
             "stage": stage,
             "settings": settings,
             "result": result,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": seconds,
             "version": __version__,
         }
         write_atomically(self._path(stage), (json.dumps(content, indent=1) + "\n").encode())
+        self.log({"stage": stage, "seconds": seconds})
         return result
 
     def result(self, stage: str) -> dict[str, Any] | None:
@@ -89,9 +96,12 @@ class RunFolder:
         return result
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.jsonl."""
+        """Append a row to metrics.jsonl; the tracker, if there is one, mirrors it."""
+        row = {"time": round(time.time(), 3), **row}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **row}) + "\n")
+            file.write(json.dumps(row) + "\n")
+        if self.tracker is not None:
+            self.tracker.log(row)
 
     def require_space(self, needed: int) -> None:
         """Raise RunError unless `needed` bytes are free where the run folder is."""

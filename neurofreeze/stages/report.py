@@ -26,6 +26,7 @@ from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import holdout_source
 from neurofreeze.stages.select import GROUPS_FILE, searched
 from neurofreeze.summary import FreezeSummary
+from neurofreeze.tracking.redaction import redact, redact_yaml
 
 FILE = "report.html"
 _NO_GROUPS = np.empty(0, dtype=np.uint8)  # methods other than SSAH
@@ -81,8 +82,8 @@ def gather(run: Run, config_yaml: str) -> Content:
             for role, examples in run.data.roles().items()
             if role in _used(run, align["aligned"])
         ],
-        command=shlex.join(["neurofreeze", "run", *run.overrides]),
-        config_yaml=config_yaml,
+        command=shlex.join(["neurofreeze", "run", *redact(run.overrides)]),
+        config_yaml=redact_yaml(config_yaml),
         notes=_notes(run, align),
         search=searched(run),
         pruned=_pruned(run),
