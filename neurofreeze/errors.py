@@ -35,5 +35,9 @@ class RunError(NeuroFreezeError):
     """A run folder that does not hold what a stage needs, or holds another run."""
 
 
+class OtherRankError(NeuroFreezeError):
+    """Rank 0 failed while this rank waited for it; rank 0 reports the error itself."""
+
+
 class NeuroFreezeWarning(UserWarning):
     """Something is allowed but probably not meant."""
