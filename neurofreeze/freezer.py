@@ -22,7 +22,7 @@ from rich.console import Console
 from neurofreeze import fingerprint
 from neurofreeze.adapters import Adapters
 from neurofreeze.distributed import all_or_none, gather, rank, require_equal
-from neurofreeze.engines import Engine, Shard, recognise
+from neurofreeze.engines import Engine, Shard, recognise, require_verified_optimizers
 from neurofreeze.engines.base import Gradient
 from neurofreeze.engines.partial import PartialEngine
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
@@ -75,6 +75,7 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
             selections = adapters.add_to(selections)
         shards = engine.shards(selections)
         _require_shapes(shards, {**neuron_map.shapes, **adapters.shapes})
+        require_verified_optimizers(engine, shards)
         weights = list(cut(shards, selections))
         gradients = list(cut(engine.gradients(selections), selections))
         gradients_at_step = list(cut(engine.gradients_at_step(selections), selections))

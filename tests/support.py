@@ -228,7 +228,7 @@ Refused by name, with an error on every rank:
 {refused};
 DeepSpeed with ZenFlow, NVMe swapping, DeepCompile, mixture of experts or its own autocast; FSDP1 with CPU offload,
 communication hooks or in a trainer; optimizers of bitsandbytes and torchao, whose 8-bit moments cannot be seen to be
-zero.
+zero, except where [selective layers](selective.md) keep all that is frozen from them.
 
 This page is written by `python -m tests.support` from the lists that the tests run from.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from neurofreeze.engines.base import Engine, Shard
 from neurofreeze.engines.plain import PlainEngine
 from neurofreeze.errors import FreezeError
 
-__all__ = ["Engine", "PlainEngine", "Shard", "recognise"]
+__all__ = ["Engine", "PlainEngine", "Shard", "recognise", "require_verified_optimizers"]
 
 _REFUSED = ("DataParallel", "PipelineEngine")
-# Moments in 8 bits cannot be seen to be zero; DeepSpeed's own optimizers are verified under its engine only.
-_UNVERIFIED_OPTIMIZERS = ("bitsandbytes.", "deepspeed.", "torchao.")
+# Moments in 8 bits cannot be seen to be zero.
+_UNVERIFIED_OPTIMIZERS = ("bitsandbytes.", "torchao.")
 
 
 def recognise(model: Any, optimizer: Any) -> Engine:
@@ -28,6 +29,24 @@ def recognise(model: Any, optimizer: Any) -> Engine:
     if not isinstance(model, nn.Module):
         raise FreezeError(f"expected a torch module to freeze, found {type(model).__name__}")
     return _recognise(model, optimizer)
+
+
+def require_verified_optimizers(engine: Engine, shards: Sequence[Shard]) -> None:
+    """Of these shards, which hold frozen elements, those that train must be stepped by optimizers that are verified.
+
+    Raises:
+        FreezeError: if one is not.
+    """
+    if not any(shard.parameter.requires_grad for shard in shards):
+        return  # selective layers keep what is frozen from any optimizer
+    # DeepSpeed's own optimizers are verified under its engine only.
+    foreign = () if engine.name.startswith("deepspeed") else ("deepspeed.",)
+    for optimizer in engine.optimizers():
+        if type(optimizer).__module__.startswith((*_UNVERIFIED_OPTIMIZERS, *foreign)):
+            raise FreezeError(
+                f"{type(optimizer).__name__} is not among the optimizers in which masked gradients are verified; take "
+                "one of torch's, or nf.selective (training.enforcement=selective), which keeps frozen weights from it"
+            )
 
 
 def _recognise(model: Any, optimizer: Any) -> Engine:
@@ -47,8 +66,6 @@ def _recognise(model: Any, optimizer: Any) -> Engine:
         raise FreezeError(
             "the model's parameters belong to ZeRO-3, but the optimizer is not DeepSpeed's; pass the engine"
         )
-    if type(base).__module__.startswith(_UNVERIFIED_OPTIMIZERS):
-        raise FreezeError(f"{type(base).__name__} is not among the optimizers in which freezing is verified yet")
     if any(_is_a(type(module), "FullyShardedDataParallel") for module in model.modules()):
         from neurofreeze.engines.fsdp1 import FSDP1Engine
 

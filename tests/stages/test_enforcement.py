@@ -40,3 +40,16 @@ def test_an_unknown_enforcement_is_refused(
 ) -> None:
     assert neurofreeze("train", tiny_checkpoint, tmp_path, "training.enforcement=none") != 0
     assert "expected auto, mask or selective" in capsys.readouterr().err
+
+
+def test_8_bit_optimizers_need_selective_layers(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arm = (*_ARM, "training.optimizer=adamw_8bit")
+    assert neurofreeze("select", tiny_checkpoint, tmp_path, *arm) == 0
+    assert neurofreeze("train", tiny_checkpoint, tmp_path, *arm, "training.enforcement=mask") != 0
+    assert "training.enforcement=selective" in capsys.readouterr().err
+    assert neurofreeze("train", tiny_checkpoint, tmp_path, *arm, "training.enforcement=selective") == 0
+    found = verify(tiny_checkpoint, tmp_path / "arms" / "random", tmp_path / "selection" / "random")
+    assert found.ok, str(found)
+    assert found.trainable_changed > 10_000
