@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from neurofreeze.commands.pipeline import submit
 from neurofreeze.console import say
-from neurofreeze.stages.context import Run
+
+if TYPE_CHECKING:
+    from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -16,9 +19,10 @@ def main(overrides: Sequence[str]) -> int:
 
 def work(run: Run, _: str) -> int:
     """Evaluate the start and every trained arm."""
+    from neurofreeze.distributed import first_rank
     from neurofreeze.stages import evaluate
 
-    trained = [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None]
+    trained = first_rank(lambda: [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None])
     for name in (evaluate.START, *trained):
         evaluate.run(run, name)
     for arm in run.config.arms:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from neurofreeze.commands.pipeline import submit
 from neurofreeze.console import console, say
-from neurofreeze.stages.context import Run
+
+if TYPE_CHECKING:
+    from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -15,7 +18,13 @@ def main(overrides: Sequence[str]) -> int:
 
 
 def work(run: Run, config_yaml: str) -> int:
-    """Write report.html and print its table."""
+    """Write report.html and print its table, on rank 0."""
+    from neurofreeze.distributed import first_rank
+
+    return first_rank(lambda: _write(run, config_yaml))
+
+
+def _write(run: Run, config_yaml: str) -> int:
     from neurofreeze.report.terminal import arms_table, choice_lines, comparisons_lines
     from neurofreeze.stages import report
 

@@ -36,7 +36,7 @@ class TrainingConfig:
 
     steps: Optional[int] = None  # optimizer steps; null: `epochs` passes over the data
     epochs: float = 1.0
-    batch_size: int = 8
+    batch_size: int = 8  # examples of a micro-batch, of all ranks together; each takes its share
     gradient_accumulation: int = 1
     learning_rate: float = 5e-5
     scheduler: str = "constant_with_warmup"
@@ -57,6 +57,7 @@ class TrainingConfig:
             check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "weight_decay", "save_steps", "check_every"):
             check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number not below 0")
+        self.bf16 = self.bf16.lower()  # what YAML takes for a truth value comes as "True" or "False"
         check(self.bf16 in ("auto", "true", "false"), "training.bf16", self.bf16, "auto, true or false")
         known = ("auto", "mask", "selective")
         check(self.enforcement in known, "training.enforcement", self.enforcement, "auto, mask or selective")
@@ -246,6 +247,11 @@ class Config:
         check(method == "ssah" or not self.method.search, "method.search", True, f"false, since method is {method}")
         backend, ranks = self.backend.name, self.cluster.ranks
         check(backend != "plain" or ranks == 1, "backend", backend, f"ddp, fsdp2 or zero1 to zero3 for {ranks} ranks")
+        sizes = {"training.batch_size": self.training.batch_size}
+        if self.alignment.mode != "never":
+            sizes["alignment.training.batch_size"] = self.alignment.training.batch_size
+        for key, size in sizes.items():
+            check(size % ranks == 0, key, size, f"a multiple of the number of ranks, which is {ranks}")
         if self.hardens:
             mode, checks = self.alignment.mode, self.validate
             check(mode == "never", "alignment.mode", mode, "never, since method=nest trains on data.alignment itself")

@@ -26,12 +26,13 @@ def load_config(folder: Path) -> Any:
         raise ModelError(f"{folder} has no usable config.json: {str(error).splitlines()[0]}") from error
 
 
-def load_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
-    """The causal language model in `folder`, on the CPU unless a GPU is there.
+def load_model(folder: Path, dtype: torch.dtype | str = "auto", place: bool = True) -> Any:
+    """The causal language model in `folder`, on the GPU if there is one.
 
     Args:
         folder: a checkpoint folder with safetensors weights.
         dtype: precision of the weights; "auto" for the checkpoint's own.
+        place: move it to the GPU; False to leave that to an engine that shards it.
 
     Raises:
         ModelError: if the weights are missing or do not fit the config.
@@ -45,7 +46,7 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto") -> Any:
     # transformers would go on with random numbers in their place.
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"{folder} lacks {len(missing)} weights that its config asks for: {', '.join(missing[:3])}")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to("cuda") if place and torch.cuda.is_available() else model
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from neurofreeze.activations import Flow, See, tapped
 from neurofreeze.data.batches import Batch
-from neurofreeze.distributed import gather, rank
+from neurofreeze.distributed import gather, rank, world_size
 from neurofreeze.errors import DataError
 from neurofreeze.neurons import Site
 
@@ -42,13 +41,13 @@ def require_some(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 def share(batches: Sequence[Batch]) -> Sequence[Batch]:
     """The batches that fall to this rank, for models that every rank has whole."""
-    return batches[rank() :: _ranks()]
+    return batches[rank() :: world_size()]
 
 
 def turns(batches: Sequence[Batch]) -> Iterator[tuple[Batch, bool]]:
     """The batches of this rank, and whether each counts: sharded models need every rank in every pass."""
     own = share(batches)
-    for turn in range(-(-len(batches) // _ranks())):
+    for turn in range(-(-len(batches) // world_size())):
         yield (own[turn], True) if turn < len(own) else (batches[0], False)
 
 
@@ -97,7 +96,3 @@ def answers(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     found = logits[rows, kept if few else columns.to(logits.device)[kept]]
     log_probs = F.log_softmax(found, dim=-1, dtype=torch.promote_types(found.dtype, torch.float32))
     return log_probs.gather(-1, tokens[:, None])[:, 0], rows
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
