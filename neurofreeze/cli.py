@@ -8,12 +8,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 from neurofreeze._version import __version__
 from neurofreeze.errors import ConfigError, NeuroFreezeError
+from neurofreeze.training.stopping import Stopped
 
 COMMANDS = {
     "run": "the whole story: align if need be, select, train, verify, evaluate, report",
@@ -52,7 +53,7 @@ options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad arguments, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad arguments, 128 + N: signal N."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -69,8 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         flag_or_deletion = override.startswith(("-", "~")) or previous in HYDRA_FLAGS
         if not flag_or_deletion and "=" not in override:
             return _fail(f"{override!r} is not a setting; expected key=value. neurofreeze --help shows some", 2)
+    return guarded(lambda: int(import_module(f"neurofreeze.commands.{command}").main(overrides)), command, debug)
+
+
+def guarded(work: Callable[[], int], command: str, debug: bool = False) -> int:
+    """Do a command's work; returns the exit code, after one line on stderr that says what went wrong, if it did."""
     try:
-        return int(import_module(f"neurofreeze.commands.{command}").main(overrides))
+        return work()
+    except Stopped as stopped:
+        return _fail(str(stopped), stopped.code)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from here", 130)
     except Exception as error:

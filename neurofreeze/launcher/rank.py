@@ -5,19 +5,49 @@ It reads the job from its folder; no Hydra runs in it, so that all ranks have th
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+from neurofreeze.cli import guarded
 from neurofreeze.console import quiet
+from neurofreeze.errors import ConfigError, OtherRankError, RunError
 from neurofreeze.launcher.job import Job
 from neurofreeze.launcher.work import work
+from neurofreeze.training.stopping import Stopped
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
 
 
 def main() -> int:
-    """Run the job's command as this rank; returns the exit code."""
+    """Run the job's command as this rank; returns the exit code, as of `neurofreeze COMMAND`."""
     quiet()
-    return work(Job.load(Path(sys.argv[1])))
+    return guarded(_work, "run")
+
+
+def _work() -> int:
+    try:
+        return work(Job.load(Path(sys.argv[1])))
+    except OtherRankError:
+        return 1
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return stopped.code
+    except ConfigError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return 2  # the settings are every rank's: one says what is wrong with them
+    except RuntimeError as error:
+        if any(words in str(error) for words in _LOST):
+            raise RunError(f"rank {os.environ.get('RANK', '0')} has lost another rank, which has failed") from error
+        raise
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not through the interpreter's shutdown, which may wait for threads of the process group: those of a rank that
+    # failed would wait for ranks that wait for this one.
+    os._exit(code)
