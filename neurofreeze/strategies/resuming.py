@@ -2,9 +2,9 @@
 
 What a pass gathers is kept in a folder, in one file a rank: `rank-0.safetensors`, with the tensors of every pass and,
 as JSON in its metadata, what they depend on and how many turns each pass has behind it. The file is replaced whole:
-once a minute, after the last turn of a pass, and before an interruption takes effect, which a first Ctrl-C or SIGTERM
-does when its batch is whole and kept, and a second one at once. Scores are then bit for bit those of a selection that
-nothing interrupted.
+once a minute, after the last turn of a pass, and before an interruption takes effect, which a first Ctrl-C, SIGTERM
+or SIGUSR1 does when its batch is whole and kept, and a second one at once. Scores are then bit for bit those of a
+selection that nothing interrupted.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _once_whole() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM take effect at the end of the block; a second one, or an error in the block, ends it at once.
+    """Signals to stop take effect at the end of the block; a second one, or an error in the block, ends it at once.
 
     Yields the signals that came.
     """
@@ -278,7 +278,7 @@ def _once_whole() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             if signal.getsignal(number) is not None:  # None: not Python's, and could not be put back
                 before[number] = signal.signal(number, note)
     try:

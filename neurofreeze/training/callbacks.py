@@ -1,15 +1,17 @@
-"""Trainer callbacks: metrics out, and Ctrl-C that saves before it stops."""
+"""Trainer callbacks: metrics out, checkpoints that count only when whole, signals that save before they stop."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+
+from neurofreeze.training.checkpointing import Checkpoints
+from neurofreeze.training.stopping import StopSignals
 
 
 class MetricsCallback(TrainerCallback):
@@ -39,34 +41,52 @@ class MetricsCallback(TrainerCallback):
             self.log({"global_step": state.global_step, **logs})
 
 
-class InterruptCallback(TrainerCallback):
-    """Within its `with` block, the first Ctrl-C saves a checkpoint at the end of the step; the second stops at once."""
+class PublishCallback(TrainerCallback):
+    """Makes what the trainer has saved a checkpoint to go on from.
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+    It belongs behind callbacks that check what was saved: if one raises, the checkpoint before stays the newest.
+    """
 
-    def __enter__(self) -> InterruptCallback:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
-        return self
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-        if kind is None and self.requested:
-            raise KeyboardInterrupt
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Publish it."""
+        self.checkpoints.publish(state.global_step)
+
+
+class StopCallback(TrainerCallback):
+    """After each step, saves and ends training on every rank if a signal has reached any of them.
+
+    Attributes:
+        number: of the signal that the ranks stopped for, 0 while they go on.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+        self.number = 0
+        self._group: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ranks agree over gloo: they need not wait for what their GPUs are still doing."""
+        if args.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, if asked."""
-        if self.requested:
+        """Save and stop, if any rank was asked to."""
+        self.number = self._agreed()
+        if self.number:
             control.should_save = True
             control.should_training_stop = True
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    def _agreed(self) -> int:
+        if self._group is None:
+            return self.signals.requested
+        number = torch.tensor(self.signals.requested)
+        dist.all_reduce(number, dist.ReduceOp.MAX, self._group)
+        return int(number)
 
 
 def silence(trainer: Any) -> None:

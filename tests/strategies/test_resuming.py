@@ -106,7 +106,7 @@ def test_it_may_be_interrupted_again_and_again(model: Any, tiny_tokenizer: Any, 
     same(run(model, tiny_tokenizer, FORWARD, resume=tmp_path), expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_takes_effect_when_its_batch_is_whole(
     number: int, model: Any, tiny_tokenizer: Any, seen: list[int], tmp_path: Path
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_signal_takes_effect_when_its_batch_is_whole(
             signal.raise_signal(number)
             came.append(1)
 
-    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    before = {other: signal.signal(other, lambda *_: stop()) for other in (signal.SIGTERM, signal.SIGUSR1)}
     handle = model.model.layers[1].register_forward_pre_hook(send)
     try:
         with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else StoppedError):
@@ -128,7 +128,8 @@ def test_a_signal_takes_effect_when_its_batch_is_whole(
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         handle.remove()
-        signal.signal(signal.SIGTERM, before)
+        for other, handler in before.items():
+            signal.signal(other, handler)
     assert came  # the batch went on
     assert len(seen) == 3
     same(run(model, tiny_tokenizer, ("wifv",), resume=tmp_path), expected)

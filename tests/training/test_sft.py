@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from trl import SFTTrainer
 
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data import Example, read
+from neurofreeze.errors import FreezeError, RunError
+from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
@@ -209,14 +210,74 @@ def test_the_first_loss_is_the_mean_over_answer_tokens(
     assert result.losses[0][1] == pytest.approx(total / count, abs=1e-3)
 
 
-def test_the_config_is_json_so_that_an_interrupted_fine_tune_can_be_recognised(
+def test_other_settings_are_refused_where_a_fine_tune_was_interrupted_until_they_may_overwrite(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
 ) -> None:
-    def stop(done: int, total: int) -> None:
-        raise RuntimeError("stop")
+    def cut(done: int, total: int) -> None:
+        if done == 2:
+            raise RuntimeError("power cut")
 
-    with pytest.raises(RuntimeError, match="stop"):
-        fine_tune(tiny_checkpoint, tmp_path / "out", examples, CONFIG, seed=3, progress=stop)
-    identity = json.loads((tmp_path / "out.unfinished" / "identity.json").read_text(encoding="utf-8"))
-    assert identity["seed"] == 3
-    assert identity["config"]["learning_rate"] == 1e-2
+    def run(config: TrainingConfig, **options: Any) -> TrainingResult:
+        return fine_tune(tiny_checkpoint, tmp_path / "out", examples, config, seed=3, **options)
+
+    config = replace(CONFIG, save_steps=1)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(config, progress=cut)
+    other = replace(config, learning_rate=2e-2)
+    with pytest.raises(RunError, match=r"\(training\.learning_rate was 0\.01, is 0\.02\); go on with those it had"):
+        run(other)
+    result = run(other, overwrite=True)
+    fine_tune(tiny_checkpoint, tmp_path / "fresh", examples, other, seed=3)
+    assert [step for step, _ in result.losses] == [1, 2, 3]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "fresh")]
+    assert weights[0] == weights[1]
+
+
+def test_how_often_it_is_saved_and_how_a_batch_is_split_may_change_meanwhile(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    def cut(done: int, total: int) -> None:
+        if done == 2:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fine_tune(tiny_checkpoint, tmp_path / "out", examples, replace(CONFIG, save_steps=1), seed=0, progress=cut)
+    split = replace(CONFIG, batch_size=1, gradient_accumulation=2)
+    seen: list[int] = []
+    result = fine_tune(
+        tiny_checkpoint, tmp_path / "out", examples, split, seed=0, progress=lambda done, _: seen.append(done)
+    )
+    assert seen == [2, 3]
+    whole = fine_tune(tiny_checkpoint, tmp_path / "whole", examples, CONFIG, seed=0)
+    assert result.losses == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in whole.losses]
+
+
+def test_a_checkpoint_with_other_frozen_bits_does_not_count(
+    tiny_checkpoint: Path,
+    mask: NeuronMask,
+    examples: list[Example],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained: list[Any] = []
+    original = FreezeCallback.on_train_begin
+
+    def remember(self: FreezeCallback, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        trained.append(kwargs["model"])
+
+    def thaw(done: int, total: int) -> None:
+        if done == 2:  # what a broken kernel might do, after the step and before the save
+            with torch.no_grad():
+                for parameter in trained[0].parameters():
+                    parameter.add_(1.0)
+
+    config = replace(CONFIG, save_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(FreezeCallback, "on_train_begin", remember)
+        with pytest.raises(FreezeError, match="changed"):
+            fine_tune(tiny_checkpoint, tmp_path / "out", examples, config, seed=0, mask=mask, progress=thaw)
+    markers = sorted((tmp_path / "out.unfinished").rglob("complete.json"))
+    assert [path.parent.name for path in markers] == ["checkpoint-1"]
+    fine_tune(tiny_checkpoint, tmp_path / "out", examples, config, seed=0, mask=mask)
+    assert verify(tiny_checkpoint, tmp_path / "out", mask).ok
