@@ -14,11 +14,8 @@ def submit(command: str, overrides: Sequence[str]) -> int:
     """Compose the settings and do the command's work where `cluster` says; returns the exit code."""
 
     def task(config: Config, folder: Path, text: str) -> int:
-        from neurofreeze.launcher.work import work
+        from neurofreeze.launcher.submit import submit
 
-        job = Job(command, folder, config, text, tuple(overrides))
-        code = work(job)
-        job.save()
-        return code
+        return submit(Job(command, folder, config, text, tuple(overrides)))
 
-    return compose(command, overrides, task)
+    return compose(command, overrides, task, sweeps=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from neurofreeze.commands import report
 from neurofreeze.commands.pipeline import submit
 from neurofreeze.config.schema import UNFROZEN_ARMS
-from neurofreeze.stages.context import Run
+
+if TYPE_CHECKING:
+    from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:

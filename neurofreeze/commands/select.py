@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from neurofreeze.commands.pipeline import submit
 from neurofreeze.console import say
-from neurofreeze.stages.context import Run
+
+if TYPE_CHECKING:
+    from neurofreeze.stages.context import Run
 
 
 def main(overrides: Sequence[str]) -> int:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from neurofreeze.config.composed import checked, without_hydra
 from neurofreeze.config.location import conf_folder
 from neurofreeze.config.schema import SCHEMAS, Config
 from neurofreeze.console import quiet
 from neurofreeze.errors import ConfigError
+from neurofreeze.launcher import plugin
+from neurofreeze.launcher.job import COMMANDS
 
 
 def compose(
@@ -26,32 +30,34 @@ def compose(
     config_name: str = "config",
     *,
     needs_folder: bool = True,
+    sweeps: bool = False,
 ) -> int:
     """Compose the settings and call `task(settings, run folder, settings as YAML)`; returns its exit code.
 
-    Hydra creates the run folder; a command that needs none gets the current one.
+    Hydra creates the run folder; a command that needs none gets the current one. If the command `sweeps`, `--multirun`
+    hands the settings of all jobs to launcher.plugin instead.
 
     Raises:
         ConfigError: if a value is out of range.
         HydraException, OmegaConfBaseException: if a key is unknown or a value of the wrong type.
+        RunError: if jobs of a sweep failed.
     """
     quiet()
     if not needs_folder:
         overrides = ["hydra.run.dir=.", *overrides]
-    store = ConfigStore.instance()
-    store.store("schema", Config)
-    for name, schema in SCHEMAS.items():
-        store.store(f"{name}_schema", schema)
+    if sweeps:
+        overrides = [*overrides, f"hydra.launcher.command={command}"]
+    elif {"--multirun", "-m"} & set(overrides):
+        raise ConfigError(f"{command} runs once; --multirun is for {', '.join(COMMANDS)}")
+    _register()
     code = 0
     failure: Exception | None = None
 
     def wrapped(config: DictConfig) -> None:
         nonlocal code, failure
         try:
-            settings = OmegaConf.to_object(config)
-            _require_known(settings)
             folder = Path(HydraConfig.get().runtime.output_dir)
-            code = task(settings, folder, OmegaConf.to_yaml(config, resolve=True))
+            code = task(checked(config), folder, OmegaConf.to_yaml(config, resolve=True))
         except Exception as caught:  # kept from Hydra, which would print it in its own way
             failure = caught
 
@@ -68,11 +74,26 @@ def compose(
     return code
 
 
-def _require_known(settings: Any, prefix: str = "") -> None:
-    # `+key=value` adds a key past the schema; nothing would ever read it.
-    known = {field.name for field in fields(settings)}
-    for name, value in vars(settings).items():
-        if name not in known:
-            raise ConfigError(f"unknown setting {prefix + name!r}; expected one of {', '.join(sorted(known))}")
-        if is_dataclass(value):
-            _require_known(value, f"{prefix}{name}.")
+def compose_once(overrides: Sequence[str]) -> tuple[Config, Path, str]:
+    """The settings of one run, its folder, and the settings as YAML; nothing is run or created.
+
+    Raises:
+        ConfigError: if a value is unknown, of the wrong type or out of range.
+    """
+    _register()
+    try:
+        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+            folder = Path(composed.hydra.run.dir).absolute()
+            config = without_hydra(composed)
+            return checked(config), folder, OmegaConf.to_yaml(config, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    store.store("schema", Config)
+    for name, schema in SCHEMAS.items():
+        store.store(f"{name}_schema", schema)
+    plugin.register()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from neurofreeze.files import write_atomically
 
 SETTINGS = "resolved.yaml"
 FILE = "job.json"
+COMMANDS = ("run", "select", "train", "evaluate", "report")  # those that jobs can be
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,3 @@ def typed(settings: str) -> Config:
     """
     config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(settings)))
     return config
-
-
-def job_command(folder: Path, python: str) -> Sequence[str]:
-    """The words that start one rank of the job in `folder`."""
-    return (python, "-m", "neurofreeze.launcher.rank", str(folder))

@@ -1,0 +1,85 @@
+"""Where a job went when it was submitted: kept in job.json, so that anyone with the folder can look and cancel."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from neurofreeze.errors import RunError
+from neurofreeze.files import write_atomically
+from neurofreeze.launcher.job import FILE
+
+
+@dataclass(frozen=True)
+class Record:
+    """A Slurm job, or a process of a machine.
+
+    Attributes:
+        job_id: Slurm's, of an array's job such as 12_3; None for a process.
+        pid: of the process, or of torchrun; None for a Slurm job.
+        host: where the process is.
+        started: when it began, in seconds since 1970: what another process with the same pid later on would not share.
+    """
+
+    job_id: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    started: float | None = None
+
+    @classmethod
+    def of_process(cls, pid: int) -> Record:
+        """A process of this machine that has just been started."""
+        return cls(pid=pid, host=socket.gethostname(), started=psutil.Process(pid).create_time())
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """What `write` left in a run folder; None if its job ran in the process that was asked to run it.
+
+        Raises:
+            RunError: if job.json is damaged.
+        """
+        try:
+            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            found = content.get("submitted")
+            return None if found is None else cls(**found)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RunError(f"{folder / FILE} is damaged ({error}); submit the job again") from error
+
+    def write(self, folder: Path) -> None:
+        """Add this to the job.json of a saved job."""
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        content["submitted"] = {key: value for key, value in asdict(self).items() if value is not None}
+        write_atomically(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+    @property
+    def name(self) -> str:
+        """As a person would call it."""
+        return f"process {self.pid}" if self.job_id is None else f"job {self.job_id}"
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The process, if it still runs and is on this machine."""
+        if self.pid is None or self.started is None or self.host != socket.gethostname():
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def require_here(self) -> psutil.Process | None:
+        """The process, if it still runs.
+
+        Raises:
+            RunError: if it is on another machine.
+        """
+        if self.host != socket.gethostname():
+            raise RunError(f"the job is process {self.pid} of {self.host}, not of this machine; run this there")
+        return self.process
