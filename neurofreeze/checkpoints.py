@@ -41,6 +41,10 @@ class Weights:
 
         return torch.empty(self.shape(name), device="meta")
 
+    def lazy(self, name: str) -> Any:
+        """The tensor, of which only what is indexed is read."""
+        return self._files[name].get_slice(name)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._files[name].get_tensor(name)
 

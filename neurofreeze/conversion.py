@@ -68,6 +68,10 @@ class Parameters:
         """The parameter's shape; nothing is read but headers."""
         return self._made[name][1] if name in self._made else self._stored.shape(self._same[name])
 
+    def lazy(self, name: str) -> Any:
+        """The parameter, of which only what is indexed is read, unless it has to be assembled."""
+        return self[name] if name in self._made else self._stored.lazy(self._same[name])
+
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self._made:
             return self._convert(self._made[name][0], self._stored.__getitem__)[name]

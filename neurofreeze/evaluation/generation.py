@@ -11,7 +11,8 @@ from neurofreeze.data.batches import prompt_ids
 from neurofreeze.data.examples import Example
 
 
-@torch.inference_mode()
+# Not inference_mode: a model in training must be able to go on with the weights that its engine gathers here.
+@torch.no_grad()
 def openings(
     model: Any,
     tokenizer: Any,

@@ -53,7 +53,8 @@ def losses(
     return [loss for loss in found if loss == loss]
 
 
-@torch.inference_mode()
+# Not inference_mode: a model in training must be able to go on with the weights that its engine gathers here.
+@torch.no_grad()
 def _answers(
     model: Any, stream: Iterable[Batch], progress: Callable[[], None] | None
 ) -> Iterable[tuple[int, float, int]]:

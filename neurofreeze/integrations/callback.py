@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.state import AcceleratorState
@@ -34,14 +35,21 @@ class FreezeCallback(TrainerCallback, ExportableState):
     Args:
         mask: the neurons to freeze; None to take the mask of the checkpoint that training resumes from.
         check_every: also check every so many optimizer steps; 0 for only at saves and at the end.
+        report: takes the outcome of each check on rank 0: `global_step`, `frozen_intact`, `fingerprint`, `seconds`.
 
     Raises:
         FreezeError: from `trainer.train()`, if freezing cannot be guaranteed or a frozen element changed.
     """
 
-    def __init__(self, mask: NeuronMask | None = None, check_every: int = 0) -> None:
+    def __init__(
+        self,
+        mask: NeuronMask | None = None,
+        check_every: int = 0,
+        report: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.mask = mask
         self.check_every = check_every
+        self.report = report
         self.freezer: Freezer | None = None
         self._checks = 0
         self._seconds = 0.0
@@ -62,33 +70,45 @@ class FreezeCallback(TrainerCallback, ExportableState):
         self.freezer = freeze(kwargs["model"], kwargs["optimizer"], mask)
         if resumed:
             self.freezer.load_state_dict(carried)
-            self._check()
+            self._check(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check now and then, if asked."""
         if self.check_every and state.global_step % self.check_every == 0:
-            self._check()
+            self._check(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check what was just saved."""
-        self._check()
+        self._check(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check a last time, say what checking cost, and let go of the model."""
-        self._attached().detach()
-        self._count()
+        self._check(state.global_step, last=True)
         if rank() == 0:
             say(f"frozen neurons: intact in all {self._checks} checks, which took {self._seconds:.1f} s")
 
-    def _check(self) -> None:
-        self._attached().check()
-        self._count()
-
-    def _count(self) -> None:
+    def _check(self, step: int, last: bool = False) -> None:
+        freezer = self._attached()
+        try:
+            if last:
+                freezer.detach()
+            else:
+                freezer.check()
+        except FreezeError:
+            self._report(step, intact=False)
+            raise
         self._checks += 1
-        self._seconds += self._attached().check_seconds
+        self._seconds += freezer.check_seconds
+        self._report(step, intact=True)
+
+    def _report(self, step: int, intact: bool) -> None:
+        if self.report is not None and rank() == 0:
+            freezer = self._attached()
+            seconds = round(freezer.check_seconds, 3)
+            row = {"frozen_intact": intact, "fingerprint": freezer.fingerprint, "seconds": seconds}
+            self.report({"global_step": step, **row})
 
     def _attached(self) -> Freezer:
         if self.freezer is None:
