@@ -1,0 +1,35 @@
+"""What an arm's training logs beside its losses: checks of the frozen elements, and what the monitor measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from neurofreeze.models.load import load_config, load_tokenizer
+from neurofreeze.neurons import NeuronMap
+from neurofreeze.stages.context import Run
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+def rows(run: Run, stage: str, arm: str) -> Callable[[dict[str, Any]], None]:
+    """What logs the rows of a stage of an arm, of one more attempt at training it."""
+    return run.folder.attempt(stage, arm)
+
+
+def monitors(run: Run, arm: str) -> list[TrainerCallback]:
+    """The monitor of an arm's training, if the settings ask for one."""
+    # Not before they are needed: they import the trainer.
+    from neurofreeze.training.monitoring import MonitorCallback
+    from neurofreeze.training.probes import Probes
+    from neurofreeze.training.updates import UpdateShares
+
+    c = run.config.monitor
+    if not c.every:
+        return []
+    tokenizer = load_tokenizer(run.start)
+    probes = Probes(run.data.safety[: c.prompts], tokenizer, run.config.evaluation, refusals=c.refusals)
+    neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
+    updates = UpdateShares(run.start, neuron_map) if c.updates else None
+    return [MonitorCallback(probes, c.every, rows(run, "monitor", arm), updates)]
