@@ -25,7 +25,11 @@ COMMANDS = {
     "report": "write report.html from what the other stages left",
     "compare": "show how much masks overlap, layer by layer",
     "doctor": "show a model's neurons and this installation",
+    "status": "show how a run goes, or every run of a sweep",
+    "logs": "show what a run has written last",
+    "cancel": "end a run's job, or all jobs of a sweep",
 }
+FOLDER_COMMANDS = ("status", "logs", "cancel")  # may be given the folder alone, without run=
 
 # Hydra's options that are followed by a word.
 HYDRA_FLAGS = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn"}
@@ -37,16 +41,23 @@ Fine-tune an aligned language model without losing its safety.
 commands:
 {commands}
 
-settings (all commands but verify and compare take them; conf/config.yaml has all):
+settings (of the commands that run something; conf/config.yaml has all):
   model=PATH-OR-HUB-ID    a checkpoint folder, a GGUF file, a hub id; default smollm2-135m-instruct
   data.train=PATH-OR-ID   fine-tuning data; also data.safety, data.utility, data.harmful, data.lookalikes ...
   fraction=0.15           share of neurons to freeze, in (0, 1]
   seed=0  name=quickstart  hydra.run.dir=runs/quickstart
   neurofreeze verify base=FOLDER tuned=FOLDER mask=FOLDER
   neurofreeze compare masks=FOLDER,FOLDER
+  neurofreeze status FOLDER    also logs, cancel
+
+where it runs:
+  cluster=local|torchrun|slurm  backend=plain|ddp|fsdp2|zero1|zero2|zero3
+  --multirun a=1,2 b=x,y  every combination, as one job array on Slurm
 
 options:
-  --cfg job               print the settings and stop
+  --cfg job [--resolve]   print the settings and stop
+  --info                  print where they come from and stop
+  --shell-completion install=bash
   --debug                 show the traceback of an error
   --version, --help
 """
@@ -63,13 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"neurofreeze {__version__}")
         return 0
+    if {"--shell-completion", "-sc"} & set(arguments):
+        return guarded(lambda: int(import_module("neurofreeze.completion").main(arguments)), "run", debug)
     command, overrides = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _fail(f"no command {command!r}{_suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
+    if command in FOLDER_COMMANDS and overrides and re.match(r"(\w+=|[-~+])", overrides[0]) is None:
+        overrides[0] = f"run={_quoted(overrides[0])}"
+    settings: list[str] = []
+    options: list[str] = []
     for previous, override in zip(["", *overrides], overrides, strict=False):
-        flag_or_deletion = override.startswith(("-", "~")) or previous in HYDRA_FLAGS
-        if not flag_or_deletion and "=" not in override:
+        option = override.startswith("-") or previous in HYDRA_FLAGS
+        if not option and not override.startswith("~") and "=" not in override:
             return _fail(f"{override!r} is not a setting; expected key=value. neurofreeze --help shows some", 2)
+        (options if option else settings).append(override)
+    overrides = [*settings, *options]  # Hydra does not read settings on both sides of an option
     return guarded(lambda: int(import_module(f"neurofreeze.commands.{command}").main(overrides)), command, debug)
 
 
@@ -112,7 +131,8 @@ def _setting_error(error: Exception, command: str) -> str:
     if absent := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search", message):
         group, name, options = absent.groups()
         return f"no {group} {name!r}{_suggest(name, options.split())}; expected one of {', '.join(options.split())}"
-    if missing := re.search(r"Missing mandatory value: \S+ full_key: (\S+)", f"{message} {cause}"):
+    absent_value = r"(?:Missing mandatory value: \S+ full_key:|has missing mandatory value:) (\S+)"
+    if missing := re.search(absent_value, f"{message} {cause}"):
         return f"{missing[1]} has no value, and none can be guessed; pass {missing[1]}=..."
     reason, found, rest = cause.partition(" full_key: ")
     if found:
@@ -130,6 +150,11 @@ def _settings(schema: Any, prefix: str = "") -> Iterator[str]:
         factory: Any = field.default_factory
         if is_dataclass(factory):
             yield from _settings(factory, f"{prefix}{field.name}.")
+
+
+def _quoted(text: str) -> str:
+    """A text as Hydra reads it, whatever is in it."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), text) + "'"
 
 
 def _suggest(found: str, known: object) -> str:

@@ -45,10 +45,10 @@ def compose(
     quiet()
     if not needs_folder:
         overrides = ["hydra.run.dir=.", *overrides]
-    if sweeps:
-        overrides = [*overrides, f"hydra.launcher.command={command}"]
-    elif {"--multirun", "-m"} & set(overrides):
-        raise ConfigError(f"{command} runs once; --multirun is for {', '.join(COMMANDS)}")
+    if any(override in ("--multirun", "-m") or override.startswith("hydra.mode=") for override in overrides):
+        if not sweeps:
+            raise ConfigError(f"{command} runs once; --multirun is for {', '.join(COMMANDS)}")
+        overrides = [f"hydra.launcher.command={command}", *overrides]
     _register()
     code = 0
     failure: Exception | None = None

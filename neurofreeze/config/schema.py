@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Optional
 
+from omegaconf import MISSING
+
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.checks import check
 from neurofreeze.config.cluster import ClusterConfig
@@ -296,7 +298,28 @@ class VerifyConfig:
         )
 
 
+@dataclass
+class FolderConfig:
+    """`neurofreeze status FOLDER`, `neurofreeze cancel FOLDER`."""
+
+    run: str = MISSING  # the folder of a run or a sweep
+
+
+@dataclass
+class LogsConfig(FolderConfig):
+    """`neurofreeze logs FOLDER`."""
+
+    lines: int = 40  # the last ones; 0: all
+    follow: bool = False  # go on with what is written, until the job has ended or Ctrl-C
+
+    def __post_init__(self) -> None:
+        check(self.lines >= 0, "lines", self.lines, "a number not below 0")
+
+
 SCHEMAS: dict[str, type[Any]] = {
+    "cancel": FolderConfig,
     "compare": CompareConfig,
+    "logs": LogsConfig,
+    "status": FolderConfig,
     "verify": VerifyConfig,
 }  # of the commands with one of their own

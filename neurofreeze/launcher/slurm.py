@@ -13,9 +13,12 @@ from neurofreeze.errors import RunError
 
 _TIMEOUT = 60.0  # seconds, of one call
 _FIELDS = "JobArrayID:40,State:24,exit_code:12,RestartCnt:12,Reason:80"
-# Everything else is the end of a job.
-_ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "RESIZING")
-_ACTIVE += ("SIGNALING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+_NO_JOB = "67108863"  # above MaxJobId
+# Everything else is a job that waits, runs, or will go on by itself.
+_ENDED = {
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"),
+    *("NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "REVOKED"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class SlurmJob:
     @property
     def active(self) -> bool:
         """Whether it runs, waits, or will go on by itself."""
-        return self.state in _ACTIVE
+        return self.state not in _ENDED
 
 
 def available() -> bool:
@@ -70,8 +73,9 @@ def squeue(ids: Collection[str]) -> dict[str, SlurmJob]:
     """
     if not ids:
         return {}
-    # One id more that cannot exist: with a single unknown one, squeue fails.
-    words = ("squeue", "--noheader", "--array", "--states=all", f"--Format={_FIELDS}", f"--jobs={','.join(ids)},0")
+    # One more: with a single id that it does not know, squeue fails.
+    jobs = ",".join([*ids, _NO_JOB])
+    words = ("squeue", "--noheader", "--array", "--states=all", f"--Format={_FIELDS}", f"--jobs={jobs}")
     found = {}
     for line in _call(*words).splitlines():
         number, state, code, restarts, *reason = line.split()
@@ -100,7 +104,7 @@ def requeue(job_id: str) -> None:
 
 def _exit_code(state: str, status: int) -> int:
     # `status` is what wait(2) reports, 0 too for a job that was cancelled or never ran.
-    if state == "COMPLETED" or state in _ACTIVE:
+    if state == "COMPLETED" or state not in _ENDED:
         return 0
     signal = status & 127
     return 128 + signal if signal else status >> 8 or 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,25 @@ def status(folder: Path, known: Mapping[str, slurm.SlurmJob] | None = None) -> S
     job = _slurm_job(record, known)
     state, reason = _state(folder, record, job)
     return Status(
-        folder, record and record.name, state, reason, restarts=job.restarts if job else 0, **_numbers(folder)
+        folder,
+        job=None if record is None else record.name,
+        state=state,
+        reason=reason,
+        restarts=0 if job is None else job.restarts,
+        **_numbers(folder),
     )
+
+
+def statuses(folders: Sequence[Path]) -> list[Status]:
+    """How the jobs of many run folders go; Slurm is asked once.
+
+    Raises:
+        RunError: if a file of a folder is damaged, or Slurm does not answer.
+    """
+    records = [Record.read(folder) for folder in folders]
+    ids = [record.job_id for record in records if record is not None and record.job_id is not None]
+    known = slurm.squeue(ids) if slurm.available() else {}
+    return [status(folder, known) for folder in folders]
 
 
 def exit_code(folder: Path) -> int | None:
@@ -120,7 +137,7 @@ def _numbers(folder: Path) -> dict[str, Any]:
     rows = current(read_rows(folder / METRICS))
     training = [row for row in rows if row.get("stage") == "train"]
     last = training[-1] if training else {}
-    of_arm = [row for row in training if row.get("arm") == last.get("arm")]
+    of_arm = [row for row in rows if row.get("arm") == last.get("arm")]  # its checks and the monitor's rows too
 
     def latest(key: str) -> Any:
         return next((row[key] for row in reversed(of_arm) if key in row), None)

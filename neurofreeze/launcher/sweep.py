@@ -11,14 +11,13 @@ from neurofreeze.console import say
 from neurofreeze.errors import ConfigError, RunError
 from neurofreeze.files import write_atomically
 from neurofreeze.launcher import processes, slurm
-from neurofreeze.launcher.job import FILE as JOB
-from neurofreeze.launcher.job import Job
+from neurofreeze.launcher.folders import SWEEP
+from neurofreeze.launcher.job import FILE, Job
 from neurofreeze.launcher.record import Record
 from neurofreeze.launcher.script import render
 from neurofreeze.launcher.submit import prepare, write_script
 from neurofreeze.launcher.submitted import Submitted
 
-FILE = "sweep.json"
 # What may differ when a sweep goes on in its folder.
 _ELSEWHERE = ("cluster", "backend", "tracker", "monitor", "overwrite", "objective")
 
@@ -61,19 +60,6 @@ def run(jobs: Sequence[Job], folder: Path, *, optimises: bool) -> Sequence[float
     return [None] * len(jobs)
 
 
-def folders(sweep: Path) -> list[Path]:
-    """The run folders of a sweep.
-
-    Raises:
-        RunError: if sweep.json is damaged.
-    """
-    try:
-        content = json.loads((sweep / FILE).read_text(encoding="utf-8"))
-        return [sweep / job["folder"] for job in content["jobs"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{sweep} holds no sweep ({error!r}); expected the folder that {FILE} is in") from error
-
-
 def _require_one_sweep(jobs: Sequence[Job], optimises: bool) -> None:
     first = jobs[0].config
     if any(job.config.cluster != first.cluster for job in jobs):
@@ -86,7 +72,7 @@ def _require_one_sweep(jobs: Sequence[Job], optimises: bool) -> None:
 
 def _require_free(jobs: Sequence[Job]) -> None:
     for job in jobs:
-        if (job.folder / JOB).is_file() and not job.config.overwrite:
+        if (job.folder / FILE).is_file() and not job.config.overwrite:
             before = Job.load(job.folder)
             if _essential(before.overrides) != _essential(job.overrides):
                 raise ConfigError(
@@ -99,15 +85,17 @@ def _essential(overrides: Sequence[str]) -> set[str]:
     return {text for text in overrides if text.lstrip("+~").partition("=")[0].partition(".")[0] not in _ELSEWHERE}
 
 
-def _list(jobs: Sequence[Job], folder: Path) -> None:
+def _list(jobs: Sequence[Job], folder: Path, job_id: str | None = None) -> None:
     """Write sweep.json, with the jobs of batches before."""
     here = [{"folder": job.folder.name, "overrides": job.overrides} for job in jobs]
+    if job_id is not None:
+        here = [{**listed, "job_id": f"{job_id}_{listed['folder']}"} for listed in here]
     before: list[dict[str, Any]] = []
-    if (folder / FILE).is_file() and int(jobs[0].folder.name) > 0:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if (folder / SWEEP).is_file() and int(jobs[0].folder.name) > 0:
+        content = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
         before = [job for job in content["jobs"] if int(job["folder"]) < int(jobs[0].folder.name)]
     content = {"command": jobs[0].command, "name": jobs[0].config.name, "jobs": [*before, *here]}
-    write_atomically(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(folder / SWEEP, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _array(jobs: Sequence[Job], folder: Path, text: str, *, wait: bool) -> Sequence[int]:
@@ -116,6 +104,7 @@ def _array(jobs: Sequence[Job], folder: Path, text: str, *, wait: bool) -> Seque
     job_id = slurm.sbatch(write_script(folder, text))
     for job in jobs:
         Record(job_id=f"{job_id}_{job.folder.name}").write(job.folder)
+    _list(jobs, folder, job_id)
     say(f"job {job_id}, an array of {len(jobs)}, in {folder}; how it goes: neurofreeze status {folder}")
     if not wait:
         return [0] * len(jobs)
