@@ -4,61 +4,56 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from neurofreeze.config.cluster import ClusterConfig
 from neurofreeze.console import say
+from neurofreeze.distributed import gather, rank
+from neurofreeze.errors import RunError
+from neurofreeze.launcher import slurm
 from neurofreeze.training.stopping import Stopped
 
-_PATIENCE = 60.0  # seconds until Slurm has ended this rank
-_HEAD_START = 5.0  # seconds
-_TIMEOUT = 30.0  # of a call of scontrol, seconds
+_HEAD_START = 2.0  # of rank 0, seconds
 
 
-def requeue(cluster: ClusterConfig, stopped: Stopped) -> None:
-    """Requeue the Slurm job that a signal has stopped, if `cluster.requeue` asks for it.
+def leave(cluster: ClusterConfig, stopped: Stopped) -> None:
+    """What ranks still do once a signal has stopped them: the job is requeued if `cluster.requeue` asks for it.
 
-    Rank 0 does it, and the others wait for their end: a rank that leaves first takes the job with it. Where ranks did
-    not agree to stop, rank 0 may be waiting for another one in vain, so after a while each of them does it.
+    The first rank that ends takes the job with it. So where all ranks have agreed to stop, the others wait for rank 0.
+    Where they have not, as rank 0 may be waiting for one of them in vain, each requeues, rank 0 first.
     """
-    if cluster.name != "slurm" or not cluster.requeue or "SLURM_JOB_ID" not in os.environ:
-        return
-    if stopped.number == signal.SIGINT:
-        return  # from a person, who wants it to end
-    first, agreed = os.environ.get("RANK", "0") == "0", stopped.step is not None
-    if not first:
-        time.sleep(_PATIENCE if agreed else _HEAD_START)
-    if first or not agreed:
-        _requeue(_job_id(os.environ))
+    # Ctrl-C comes from a person, who wants the job to end.
+    wanted = cluster.name == "slurm" and cluster.requeue and stopped.number != signal.SIGINT
+    job = _job_id(os.environ) if wanted else None
+    if stopped.step is not None:
+        if job is not None and rank() == 0:
+            _requeue(job)
+        with suppress(RuntimeError):  # of a rank that Slurm has ended meanwhile
+            gather(None)
+    elif job is not None:
+        if rank() != 0:
+            time.sleep(_HEAD_START)
+        _requeue(job)
 
 
 def _requeue(job: str) -> None:
-    # A job that was cancelled is ending, and would come back all the same.
-    if (state := _state(job)) != "RUNNING":
-        say(f"job {job} is {state}, not RUNNING, and is not requeued")
+    try:
+        found = slurm.squeue([job]).get(job)
+        # One that was cancelled is ending, and would come back all the same.
+        if found is None or found.state != "RUNNING":
+            say(f"job {job} is {found.state if found else 'unknown to Slurm'}, not RUNNING, and is not requeued")
+            return
+        slurm.requeue(job)
+    except RunError as error:
+        say(f"job {job} is not requeued ({error}); submit it again, it goes on from here")
         return
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_TIMEOUT, check=False)
-    if done.returncode == 0:
-        say(f"job {job} is requeued and goes on from here by itself")
-    else:
-        say(f"job {job} could not be requeued ({done.stderr.strip()}); submit it again, it goes on from here")
+    say(f"job {job} is requeued and goes on from here by itself")
 
 
-def _state(job: str) -> str:
-    found = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={job}", "--format=%T"],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown to Slurm"
-
-
-def _job_id(environment: Mapping[str, str]) -> str:
+def _job_id(environment: Mapping[str, str]) -> str | None:
     # The last task of an array has the array's own number as its SLURM_JOB_ID, which stands for all tasks.
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment["SLURM_JOB_ID"]
+    return environment.get("SLURM_JOB_ID")

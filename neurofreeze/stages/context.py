@@ -15,16 +15,20 @@ from neurofreeze.errors import ModelError
 from neurofreeze.models.resolve import ModelSource, resolve
 from neurofreeze.stages.datasets import Datasets
 from neurofreeze.stages.folder import RunFolder, settings_digest
+from neurofreeze.training.stopping import StopSignals
 
 
 class Run:
     """One run: settings and folder, with data and model found when first needed."""
 
-    def __init__(self, config: Config, path: Path, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: Config, path: Path, overrides: Sequence[str] = (), signals: StopSignals | None = None
+    ) -> None:
         self.started = time.monotonic()
         self.config = config
         self.overrides = tuple(overrides)  # as given on the command line, for the report
         self.folder = RunFolder(path, config.overwrite)
+        self.signals = signals or StopSignals()  # that may ask this process to stop
 
     @cached_property
     def source(self) -> ModelSource:

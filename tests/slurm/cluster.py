@@ -124,6 +124,8 @@ class SlurmCluster:
     def release(self, job_id: str) -> None:
         """Start a requeued job now; Slurm would hold it for two minutes."""
         self.wait_for(job_id, "PENDING")
+        # Nodes refuse a job that starts in the second in which they were told to end it.
+        time.sleep(2)
         self.scontrol("update", f"jobid={job_id}", "StartTime=now")
 
     def processes(self, job_id: str) -> dict[int, psutil.Process]:

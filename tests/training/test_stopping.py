@@ -19,7 +19,7 @@ from tests.stages.runs import neurofreeze, settings, weights
 
 from .held import GO
 
-ROOT = Path(__file__).parents[2]
+HELD = Path(__file__).with_name("held.py")
 ARM = ("arms=[none]", "training.steps=4")
 
 
@@ -136,8 +136,8 @@ def test_a_process_that_was_signalled_goes_on_to_the_same_bits(
 ) -> None:
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     overrides = [*settings(tiny_checkpoint, folder), *ARM, *(["training.save_steps=1"] if saved == 1 else [])]
-    command = [sys.executable, "-m", "tests.training.held", "2", "train", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(HELD), "log", "2", "neurofreeze", "train", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
