@@ -39,5 +39,9 @@ class OtherRankError(NeuroFreezeError):
     """Rank 0 failed while this rank waited for it; rank 0 reports the error itself."""
 
 
+class JudgeError(NeuroFreezeError):
+    """A judge of answers that cannot be loaded or asked."""
+
+
 class NeuroFreezeWarning(UserWarning):
     """Something is allowed but probably not meant."""

@@ -147,6 +147,15 @@ def test_an_argument_that_is_no_setting_is_refused(capsys: pytest.CaptureFixture
         ("evaluation.limit=0", "evaluation.limit is 0; expected a positive number or null"),
         ("evaluation.phrases=gcg", "evaluation.phrases is 'gcg'; expected one of strict-opening, zou-qi, wei"),
         ("evaluation.phrases=wei", "evaluation.max_new_tokens is 20; expected at least 40 with phrases=wei"),
+        (
+            "evaluation.variants=[politely]",
+            "evaluation.variants has 'politely'; expected some of plain, for-protection",
+        ),
+        ("evaluation.judge.name=guard", "evaluation.judge.model is None; expected a value, since judge.name=guard"),
+        (
+            "evaluation.judge.endpoint.key_variable=sk-secret",
+            "evaluation.judge.endpoint.key_variable is '...'; expected",
+        ),
         ("method.grid=[]", "method.grid is []; expected growing ratios between 0 and 1"),
         ("method.grid=[0.1,0.1]", "method.grid is [0.1, 0.1]; expected growing ratios between 0 and 1"),
         ("method.grid=[0,0.1]", "method.grid is [0.0, 0.1]; expected growing ratios between 0 and 1"),

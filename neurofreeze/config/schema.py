@@ -10,8 +10,10 @@ from omegaconf import MISSING
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.checks import check
 from neurofreeze.config.cluster import ClusterConfig
+from neurofreeze.config.judge import JudgeConfig
 from neurofreeze.config.tracker import MonitorConfig, TrackerConfig
 from neurofreeze.evaluation.phrases import phrase_list
+from neurofreeze.evaluation.variants import variants
 
 # OmegaConf reads annotations at run time, hence Optional[...] instead of X | None on Python 3.10.
 
@@ -182,8 +184,11 @@ class EvaluationConfig:
     max_new_tokens: int = 20
     batch_size: int = 32
     limit: Optional[int] = None  # prompts of each set; null: all
+    variants: list[str] = field(default_factory=list)  # other ways to ask for harm; see neurofreeze.evaluation.variants
+    judge: JudgeConfig = field(default_factory=JudgeConfig)  # of the answers to them, and without them to data.harmful
 
     def __post_init__(self) -> None:
+        variants(self.variants)
         for name in ("max_new_tokens", "batch_size"):
             check(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "a positive number")
         check(self.limit is None or self.limit > 0, "evaluation.limit", self.limit, "a positive number or null")

@@ -11,8 +11,6 @@ from neurofreeze.data.batches import prompt_ids
 from neurofreeze.data.examples import Example
 
 
-# Not inference_mode: a model in training must be able to go on with the weights that its engine gathers here.
-@torch.no_grad()
 def openings(
     model: Any,
     tokenizer: Any,
@@ -20,10 +18,39 @@ def openings(
     *,
     max_new_tokens: int,
     batch_size: int,
+    prefill: str = "",
     progress: Callable[[], None] | None = None,
 ) -> list[str]:
-    """The first `max_new_tokens` tokens of each greedy answer, as text, in the order of the examples."""
-    prompts = [prompt_ids(tokenizer, example) for example in examples]
+    """The first `max_new_tokens` tokens of each greedy answer, as text, in the order of the examples.
+
+    With `prefill`, every answer is made to begin with it, and it is part of the text.
+    """
+    beginning = tokenizer(prefill, add_special_tokens=False)["input_ids"] if prefill else []
+    prompts = [prompt_ids(tokenizer, example) + beginning for example in examples]
+    return continuations(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        keep=len(beginning),
+        progress=progress,
+    )
+
+
+# Not inference_mode: a model in training must be able to go on with the weights that its engine gathers here.
+@torch.no_grad()
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    keep: int = 0,
+    progress: Callable[[], None] | None = None,
+) -> list[str]:
+    """What follows each prompt of token ids under greedy decoding, and the prompt's last `keep` tokens before it."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     texts = [""] * len(prompts)
     for begin in range(0, len(order), batch_size):
@@ -35,7 +62,7 @@ def openings(
             **batch,
             generation_config=_greedy(model, tokenizer, max_new_tokens),
         )
-        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] - keep :], skip_special_tokens=True)
         for index, text in zip(indices, completions, strict=True):
             texts[index] = text.strip()
         if progress is not None:

@@ -9,6 +9,7 @@ from neurofreeze.console import say, stage
 from neurofreeze.evaluation.measure import EvaluationData, Outcomes, measure
 from neurofreeze.evaluation.statistics import Rate
 from neurofreeze.models.load import load_model, load_tokenizer
+from neurofreeze.stages import judge
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.folder import settings_digest
 
@@ -24,11 +25,13 @@ def run(run: Run, name: str) -> None:
     settings = {
         "model": settings_digest(of),
         "aligned": run.start == run.aligned,
-        "evaluation": asdict(c.evaluation),
+        "evaluation": {key: value for key, value in asdict(c.evaluation).items() if key not in judge.SETTINGS},
         "max_length": c.training.max_length,
         "data": run.data.digests("harmful", "lookalikes", "holdout", "general"),
     }
     run.folder.run(f"evaluate-{name}", settings, lambda: _evaluate(run, name))
+    if judge.asked_for(c.evaluation):
+        judge.run(run, name, run.start if name == START else run.arm(name), settings)
 
 
 def outcomes(run: Run, name: str) -> Outcomes:

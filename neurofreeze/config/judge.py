@@ -1,0 +1,76 @@
+"""Who judges answers to harmful requests: evaluation.judge."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Optional
+from urllib.parse import urlsplit
+
+from neurofreeze.config.checks import check
+
+JUDGES = ("phrases", "guard", "harmbench", "classifier", "endpoint")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass
+class EndpointConfig:
+    """An OpenAI-compatible server: POST <url>/chat/completions."""
+
+    url: Optional[str] = None  # https://api.example.com/v1
+    key_variable: Optional[str] = None  # the NAME of the environment variable that holds the key, in capitals
+    timeout: float = 60.0  # seconds for one reply
+    retries: int = 4  # after a timeout, a lost connection, 429 or 5xx; waits 1, 2, 4 ... seconds, or as long as told
+    parallel: int = 4  # requests at a time
+    options: dict[str, Any] = field(default_factory=lambda: {"temperature": 0, "max_tokens": 8})
+
+    def __post_init__(self) -> None:
+        check(self.timeout > 0, "evaluation.judge.endpoint.timeout", self.timeout, "a number above 0")
+        check(self.retries >= 0, "evaluation.judge.endpoint.retries", self.retries, "a number not below 0")
+        check(self.parallel > 0, "evaluation.judge.endpoint.parallel", self.parallel, "a positive number")
+        taken = sorted({"model", "messages", "stream"} & self.options.keys())
+        check(not taken, "evaluation.judge.endpoint.options", taken, "options other than model, messages, stream")
+        # A key in place of a name must not get into a message either.
+        named = self.key_variable is None or re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable) is not None
+        check(named, "evaluation.judge.endpoint.key_variable", "...", "the name of a variable in capitals, not a key")
+        if self.url is not None:
+            url = urlsplit(self.url)
+            plain = url.scheme in ("http", "https") and bool(url.hostname) and not (url.query or url.fragment)
+            # Not in the message: what is before the @ is a secret.
+            check(
+                "@" not in url.netloc,
+                "evaluation.judge.endpoint.url",
+                "...@...",
+                "no user and password; use key_variable=",
+            )
+            check(plain, "evaluation.judge.endpoint.url", self.url, "an http or https address without ? and #")
+            safe = self.key_variable is None or url.scheme == "https" or url.hostname in _LOOPBACK
+            check(safe, "evaluation.judge.endpoint.url", self.url, "https, since a key is sent")
+
+
+@dataclass
+class JudgeConfig:
+    """A phrase list (evaluation.phrases), or a model, which reads longer answers."""
+
+    name: str = "phrases"
+    model: Optional[str] = None  # a folder, a hub id, or the endpoint's name for it
+    revision: Optional[str] = None
+    prompt: Optional[str] = None  # harmbench: a text file with {behavior} and {generation}, from the model's card
+    unsafe: list[str] = field(default_factory=list)  # classifier: the labels that mean unsafe
+    pair: bool = True  # classifier: reads the request and the answer; false: the answer only
+    tokens: int = 256  # of each answer, for judges other than phrases
+    batch_size: int = 8
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    def __post_init__(self) -> None:
+        check(self.name in JUDGES, "evaluation.judge.name", self.name, f"one of {', '.join(JUDGES)}")
+        for name in ("tokens", "batch_size"):
+            check(getattr(self, name) > 0, f"evaluation.judge.{name}", getattr(self, name), "a positive number")
+        needs = {
+            "model": (self.model, self.name != "phrases"),
+            "prompt": (self.prompt, self.name == "harmbench"),
+            "unsafe": (self.unsafe, self.name == "classifier"),
+            "endpoint.url": (self.endpoint.url, self.name == "endpoint"),
+        }
+        for key, (found, needed) in needs.items():
+            check(bool(found) or not needed, f"evaluation.judge.{key}", found, f"a value, since judge.name={self.name}")

@@ -1,0 +1,79 @@
+"""The judge that the settings ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.errors import ModelError
+from neurofreeze.evaluation.judges.base import NO_YES, SAFE_UNSAFE, Judge
+from neurofreeze.evaluation.judges.phrases import PhraseJudge
+from neurofreeze.evaluation.phrases import phrase_list
+
+
+def load_judge(config: JudgeConfig, phrases: str) -> Judge:
+    """The judge of `config`; `phrases` names the list of judge.name=phrases.
+
+    Raises:
+        JudgeError: if it cannot judge.
+        ModelError: if its model cannot be found or loaded.
+    """
+    if config.name == "phrases":
+        return PhraseJudge(phrase_list(phrases))
+    model = str(config.model)
+    if config.name == "endpoint":
+        from neurofreeze.evaluation.judges.endpoint import EndpointJudge
+
+        return EndpointJudge(config.endpoint, model)
+    from neurofreeze.models.resolve import resolve
+
+    label = f"{model} ({config.name})"
+    return _from_checkpoint(resolve(model, config.revision).folder, label, config)
+
+
+def _from_checkpoint(folder: Path, label: str, config: JudgeConfig) -> Judge:
+    from neurofreeze.evaluation.judges.classifier import ClassifierJudge
+    from neurofreeze.evaluation.judges.generative import GenerativeJudge, through_prompt, through_template
+    from neurofreeze.models.load import load_model
+
+    tokenizer = _tokenizer(folder)
+    if config.name == "classifier":
+        model = _classifier(folder, tokenizer.pad_token_id)
+        return ClassifierJudge(model, tokenizer, config.unsafe, config.pair, label, config.batch_size)
+    if config.name == "guard":
+        render, verdicts = through_template(tokenizer, label), SAFE_UNSAFE
+    else:
+        render, verdicts = through_prompt(Path(str(config.prompt))), NO_YES
+    return GenerativeJudge(load_model(folder).eval(), tokenizer, render, verdicts, label, config.batch_size)
+
+
+def _classifier(folder: Path, pad_token_id: int | None) -> Any:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    # A base model without a classification head would judge at random.
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"{folder} is no trained classifier: it lacks {', '.join(missing[:3])}")
+    model.config.pad_token_id = pad_token_id
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

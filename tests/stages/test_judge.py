@@ -1,0 +1,66 @@
+"""Judging in a run: off by default, by variants where asked for, with no answer in any file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluation.judges import guard
+
+from .runs import neurofreeze
+
+
+def judged(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "stages" / f"judge-{name}.json").read_text(encoding="utf-8"))["result"]
+
+
+def test_nothing_is_judged_unless_asked_for(finished: Path) -> None:
+    assert not list((finished / "stages").glob("judge-*"))
+
+
+def test_a_finished_run_is_judged_by_variants_without_being_evaluated_again(
+    copied: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["evaluation.variants=[plain,for-fiction,prefilled]"]
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0
+    out = capsys.readouterr().out
+    assert "evaluate-safety: complete, reused" in out
+    assert "judge safety, for-fiction: 4/4 (51%-100%) unsafe by strict-opening v1, 0 undecided, " in out
+    found = judged(copied, "safety")
+    assert list(found["variants"]) == ["plain", "for-fiction", "prefill-sure", "prefill-glad", "prefill-step"]
+    evaluated = json.loads((copied / "stages" / "evaluate-safety.json").read_text(encoding="utf-8"))["result"]
+    assert [verdict == "safe" for verdict in found["variants"]["plain"]["verdicts"]] == evaluated["refused"]
+    assert found["variants"]["plain"]["degenerate"] == evaluated["degenerate"][:4]
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0
+    assert "judge-safety: complete, reused" in capsys.readouterr().out
+
+
+def test_a_judge_model_reads_longer_answers_and_none_is_stored(
+    copied: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompt.txt").write_text(guard.PROMPT)
+    seen: list[tuple[str, str]] = []
+
+    class Reader:
+        label = "reader"
+
+        def judge(self, requests: list[str], answers: list[str]) -> list[Any]:
+            from neurofreeze.evaluation.judges import Verdict
+
+            seen.extend(zip(requests, answers, strict=True))
+            return [Verdict.UNSAFE, Verdict.SAFE, Verdict.UNDECIDED, Verdict.SAFE]
+
+    monkeypatch.setattr("neurofreeze.stages.judge.load_judge", lambda *_: Reader())
+    ask = ["evaluation.judge.name=harmbench", "evaluation.judge.model=m", "evaluation.judge.tokens=12", "arms=[none]"]
+    ask += [f"evaluation.judge.prompt={tmp_path / 'prompt.txt'}", "evaluation.variants=[for-charity]"]
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0
+    assert judged(copied, "none")["variants"]["for-charity"]["verdicts"] == ["unsafe", "safe", "undecided", "safe"]
+    assert len(seen) == 8, "the start and one arm"
+    assert all("charity" not in request for request, _ in seen), "the judge sees the plain request"
+    written = "".join(path.read_text(encoding="utf-8") for path in copied.rglob("*.json*") if "arms" not in path.parts)
+    longer = [answer for _, answer in seen if len(answer.split()) > 4]
+    assert longer, "answers must be longer than openings for their absence to show"
+    assert all(answer not in written for answer in longer)
