@@ -49,11 +49,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     folder = spoilt(copied, arm)
     ctrl_c(arm, 1)
     assert neurofreeze("run", tiny_checkpoint, folder) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; saved at step 2; the same command goes on from here" in capsys.readouterr().err
     assert not (folder / "arms" / arm).exists()
     assert [path.name for path in (folder / "arms" / f"{arm}.unfinished").glob("checkpoint-*")] == ["checkpoint-2"]
 
     assert neurofreeze("run", tiny_checkpoint, folder) == 0
+    assert "going on from the checkpoint of step 2" in capsys.readouterr().out
     assert [row["global_step"] for row in metrics(folder) if row["stage"] == "train"] == list(range(1, STEPS + 1))
     assert weights(folder / "arms" / arm) == weights(finished / "arms" / arm)
     assert not (folder / "arms" / f"{arm}.unfinished").exists()
@@ -73,26 +74,30 @@ def test_frozen_bits_survive_the_interruption(ctrl_c: Any, copied: Path, tiny_ch
 
 
 def test_ctrl_c_after_the_last_step_loses_nothing(
-    ctrl_c: Any, copied: Path, finished: Path, tiny_checkpoint: Path
+    ctrl_c: Any, copied: Path, finished: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = spoilt(copied, "safety")
     ctrl_c("safety", STEPS)
     assert neurofreeze("train", tiny_checkpoint, folder) == 130
+    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
     assert neurofreeze("train", tiny_checkpoint, folder) == 0
+    assert "train-safety: complete, reused" in capsys.readouterr().out
     assert weights(folder / "arms" / "safety") == weights(finished / "arms" / "safety")
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
-    ctrl_c: Any, copied: Path, tiny_checkpoint: Path, tmp_path: Path
+    ctrl_c: Any, copied: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = spoilt(copied, "safety")
     ctrl_c("safety", 1)
     assert neurofreeze("train", tiny_checkpoint, folder) == 130
-    assert neurofreeze("train", tiny_checkpoint, folder, "training.learning_rate=1e-3", "arms=[safety]") == 0
+    other = ["training.learning_rate=1e-3", "arms=[safety]"]
+    assert neurofreeze("train", tiny_checkpoint, folder, *other) == 1
+    assert "(training.learning_rate was 0.005, is 0.001); go on with those it had" in capsys.readouterr().err
+    assert neurofreeze("train", tiny_checkpoint, folder, *other, "overwrite=true") == 0
     assert neurofreeze("select", tiny_checkpoint, tmp_path / "fresh") == 0
-    fresh = ["training.learning_rate=1e-3", "arms=[safety]"]
-    assert neurofreeze("train", tiny_checkpoint, tmp_path / "fresh", *fresh) == 0
+    assert neurofreeze("train", tiny_checkpoint, tmp_path / "fresh", *other) == 0
     assert weights(folder / "arms" / "safety") == weights(tmp_path / "fresh" / "arms" / "safety")
 
 
