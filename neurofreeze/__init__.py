@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     )
     from neurofreeze.freezer import Freezer, freeze
     from neurofreeze.integrations.callback import FreezeCallback
+    from neurofreeze.launcher.launch import launch
+    from neurofreeze.launcher.submitted import Submitted
     from neurofreeze.mask import NeuronMask
     from neurofreeze.neurons import NeuronMap
     from neurofreeze.selective_layers import merge, selective
@@ -45,8 +47,10 @@ _HOME = {
     "NeuronMask": "mask",
     "NeuronScores": "strategies",
     "RunError": "errors",
+    "Submitted": "launcher.submitted",
     "Verification": "verification",
     "freeze": "freezer",
+    "launch": "launcher.launch",
     "merge": "selective_layers",
     "select": "strategies",
     "selective": "selective_layers",
@@ -68,9 +72,11 @@ __all__ = [
     "NeuronMask",
     "NeuronScores",
     "RunError",
+    "Submitted",
     "Verification",
     "__version__",
     "freeze",
+    "launch",
     "merge",
     "select",
     "selective",

@@ -26,8 +26,19 @@ def main() -> int:
 
 
 def _work() -> int:
+    job = Job.load(Path(sys.argv[1]))
     try:
-        return work(Job.load(Path(sys.argv[1])))
+        return _work_on(job)
+    except Exception as error:
+        from neurofreeze.tracking.result import write_failure
+
+        write_failure(job.folder, job.command, error)
+        raise
+
+
+def _work_on(job: Job) -> int:
+    try:
+        return work(job)
     except OtherRankError:
         return 1
     except Stopped as stopped:

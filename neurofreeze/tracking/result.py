@@ -44,6 +44,16 @@ def write_result(run: Run, command: str, code: int) -> None:
     write_atomically(run.folder.path / FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def write_failure(folder: Path, command: str, error: Exception) -> None:
+    """Write a result.json that says what ended a command, unless another rank has: the first failure is the cause."""
+    found = read_result(folder)
+    if found is not None and found["exit_code"] != 0:
+        return
+    reason = " ".join(str(error).split()) or type(error).__name__
+    content = {"command": command, "exit_code": 1, "error": reason, "metrics": {}}
+    write_atomically(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The content of a run folder's result.json; None if there is none yet.
 
