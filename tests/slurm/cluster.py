@@ -8,6 +8,7 @@ grace. Four CPUs and two GPUs (in name only) a node.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={first}
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
@@ -128,8 +130,8 @@ class SlurmCluster:
         time.sleep(2)
         self.scontrol("update", f"jobid={job_id}", "StartTime=now")
 
-    def processes(self, job_id: str) -> dict[int, psutil.Process]:
-        """Rank -> its Python process, of a job that runs."""
+    def processes(self, job_id: str, program: str = "python") -> dict[int, psutil.Process]:
+        """Rank -> its process, of a job that runs."""
         found = {}
         for process in psutil.process_iter():
             try:
@@ -137,7 +139,7 @@ class SlurmCluster:
             except psutil.Error:
                 continue
             ours = environment.get("SLURM_CONF") == self.environment["SLURM_CONF"]
-            if ours and environment.get("SLURM_JOB_ID") == job_id and "RANK" in environment and "python" in words[0]:
+            if ours and environment.get("SLURM_JOB_ID") == job_id and "RANK" in environment and program in words[0]:
                 found[int(environment["RANK"])] = process
         return found
 
@@ -190,7 +192,12 @@ def _configure(folder: Path) -> None:
         for (name, address), own in zip(NODES.items(), ports, strict=True)
     ]
     conf = _CONF.format(
-        folder=folder, host=socket.gethostname(), port=port, nodes="\n".join(nodes), names=",".join(NODES)
+        folder=folder,
+        host=socket.gethostname(),
+        port=port,
+        first=1 + secrets.randbelow(10**7),  # a job's ranks meet at a port made from it: clusters side by side differ
+        nodes="\n".join(nodes),
+        names=",".join(NODES),
     )
     (folder / "slurm.conf").write_text(conf, encoding="utf-8")
     (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n", encoding="utf-8")

@@ -20,5 +20,6 @@ def slurm_session() -> Iterator[SlurmCluster]:
 def slurm(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
     """The cluster, found by sbatch, squeue ... of this process too; no job outlives the test."""
     monkeypatch.setenv("SLURM_CONF", slurm_session.environment["SLURM_CONF"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
     yield slurm_session
     slurm_session.clear()
