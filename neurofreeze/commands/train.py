@@ -20,10 +20,11 @@ def main(overrides: Sequence[str]) -> int:
 
 def work(run: Run, _: str) -> int:
     """Align if need be, then train every arm."""
+    from neurofreeze.distributed import first_rank
     from neurofreeze.stages import align, train
 
     if not set(run.config.arms) <= set(UNFROZEN_ARMS):
-        run.folder.required("select", "select")  # before minutes go into the arm that needs no mask
+        first_rank(lambda: run.folder.required("select", "select"))  # before minutes go into the arm that needs no mask
     align.run(run)
     for arm in run.config.arms:
         train.run(run, arm)

@@ -260,6 +260,8 @@ class Config:
         for key, size in sizes.items():
             check(size % ranks == 0, key, size, f"a multiple of the number of ranks, which is {ranks}")
         if self.hardens:
+            whole = backend in ("plain", "ddp", "zero1", "zero2") or "nest" not in self.arms
+            check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
             mode, checks = self.alignment.mode, self.validate
             check(mode == "never", "alignment.mode", mode, "never, since method=nest trains on data.alignment itself")
             check(checks.mode == "none", "validate.mode", checks.mode, "none, since method=nest freezes no choice")
@@ -321,10 +323,18 @@ class LogsConfig(FolderConfig):
         check(self.lines >= 0, "lines", self.lines, "a number not below 0")
 
 
+@dataclass
+class SweepConfig:
+    """`neurofreeze report SWEEP`."""
+
+    sweep: str = MISSING  # the folder of the sweep
+
+
 SCHEMAS: dict[str, type[Any]] = {
     "cancel": FolderConfig,
     "compare": CompareConfig,
     "logs": LogsConfig,
     "status": FolderConfig,
+    "sweep": SweepConfig,
     "verify": VerifyConfig,
 }  # of the commands with one of their own

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 from neurofreeze.cli import guarded
 from neurofreeze.console import quiet
@@ -16,6 +18,7 @@ from neurofreeze.launcher.job import Job
 from neurofreeze.launcher.work import work
 from neurofreeze.training.stopping import Stopped
 
+_HEAD_START = 5.0  # seconds
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo's words
 
 
@@ -40,7 +43,7 @@ def _work_on(job: Job) -> int:
     try:
         return work(job)
     except OtherRankError:
-        return 1
+        return _after_rank_0(1)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -48,17 +51,28 @@ def _work_on(job: Job) -> int:
     except ConfigError:
         if os.environ.get("RANK", "0") == "0":
             raise
-        return 2  # the settings are every rank's: one says what is wrong with them
+        return _after_rank_0(2)  # the settings are every rank's: one says what is wrong with them
     except RuntimeError as error:
         if any(words in str(error) for words in _LOST):
             raise RunError(f"rank {os.environ.get('RANK', '0')} has lost another rank, which has failed") from error
         raise
 
 
-if __name__ == "__main__":
+def _after_rank_0(code: int) -> int:
+    # Launchers end all ranks once one has ended, and rank 0 must not be ended before it has said why.
+    time.sleep(_HEAD_START)
+    return code
+
+
+def entry() -> NoReturn:
+    """Run the job's command as this process."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not through the interpreter's shutdown, which may wait for threads of the process group: those of a rank that
     # failed would wait for ranks that wait for this one.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    entry()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurofreeze.console import say, stage
+from neurofreeze.distributed import first_rank
 from neurofreeze.evaluation.statistics import Rate
 from neurofreeze.stages.context import Run
 
@@ -13,14 +14,15 @@ def run(run: Run) -> None:
     """Measure refusals of the calibration requests and fine-tune on refusals if there are too few."""
     done = run.folder.result("align")
     outputs = [run.aligned] if done is not None and done["aligned"] else []
-    run.folder.run("align", run.align_settings(), lambda: _align(run), *outputs)
+    with run.signals.deferred():
+        run.folder.run("align", run.align_settings(), lambda: _align(run), *outputs, together=True)
 
 
 def _align(run: Run) -> dict[str, Any]:
     config = run.config.alignment
     if config.mode == "never":
         return {"aligned": False, "origin": run.source.origin}
-    before = _refusals(run)
+    before = first_rank(lambda: _refusals(run))
     say(f"align: {run.config.model} refuses {before} of the calibration requests")
     if config.mode == "auto" and before.value >= config.threshold:
         return {"aligned": False, "origin": run.source.origin, "refusals": [before.count, before.total]}
@@ -33,9 +35,12 @@ def _align(run: Run) -> dict[str, Any]:
             run.aligned,
             run.data.alignment,
             config.training,
+            backend=run.config.backend,
             seed=run.config.seed,
-            log=lambda row: run.folder.log({"stage": "align", **row}),
+            log=run.folder.attempt("align"),
             progress=bar.update,
+            signals=run.signals,
+            overwrite=run.config.overwrite,
         )
     return {"aligned": True, "origin": run.source.origin, "refusals": [before.count, before.total]}
 

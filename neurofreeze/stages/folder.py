@@ -6,15 +6,20 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from neurofreeze._version import __version__
 from neurofreeze.console import say
+from neurofreeze.differences import difference
+from neurofreeze.distributed import first_rank, rank
 from neurofreeze.errors import RunError
 from neurofreeze.files import write_atomically
+from neurofreeze.stages.rows import drop_unfinished, next_attempt, read_rows
 from neurofreeze.tracking.base import Tracker
+
+METRICS = "metrics.jsonl"
 
 
 class RunFolder:
@@ -32,37 +37,62 @@ class RunFolder:
         self.path = path
         self.overwrite = overwrite
         self.tracker: Tracker | None = None
+        self._told: dict[
+            str, dict[str, Any]
+        ] = {}  # results that rank 0 told this rank, whose file system may lag behind
         path.mkdir(parents=True, exist_ok=True)
 
     def run(
-        self, stage: str, settings: dict[str, Any], work: Callable[[], dict[str, Any]], *outputs: Path
+        self,
+        stage: str,
+        settings: dict[str, Any],
+        work: Callable[[], dict[str, Any]],
+        *outputs: Path,
+        together: bool = False,
     ) -> dict[str, Any]:
         """The result of `stage`: from its marker if it is complete with these settings, else by doing `work`.
+
+        Collective: rank 0 looks at the marker and does the work, with the result or the error for all.
 
         Args:
             stage: its name, which is also the marker's.
             settings: all that the result depends on, JSON-serialisable.
             work: does it and returns a JSON-serialisable result.
             outputs: files or folders it leaves; if one is gone, the stage is done again.
+            together: let all ranks do the work, as training needs; the result is rank 0's.
 
         Raises:
             RunError: if it is complete with other settings and `overwrite` is off, naming the settings that differ.
         """
+        result = first_rank(lambda: self._reused(stage, settings, outputs))
+        if result is None:
+            self._told.pop(stage, None)
+            started = time.perf_counter()
+            done = work() if together else first_rank(work)
+            seconds = round(time.perf_counter() - started, 3)
+            result = first_rank(lambda: self._complete(stage, settings, done, seconds))
+        if rank() != 0:
+            self._told[stage] = result
+        return result
+
+    def _reused(self, stage: str, settings: dict[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
+        """The result that is there; None, and no marker, if the stage is to be done."""
         marker = self._marker(stage)
         if marker is not None and not all(path.exists() for path in outputs):
             marker = None
         if marker is not None and marker["settings"] == settings:
             say(f"{stage}: complete, reused")
-            return marker["result"]
+            result: dict[str, Any] = marker["result"]
+            return result
         if marker is not None and not self.overwrite:
             raise RunError(
-                f"{self.path} already holds {stage} with other settings ({_difference(marker['settings'], settings)}); "
+                f"{self.path} already holds {stage} with other settings ({difference(marker['settings'], settings)}); "
                 "give this run a folder of its own with name=..., or redo it with overwrite=true"
             )
         self._path(stage).unlink(missing_ok=True)
-        started = time.perf_counter()
-        result = work()
-        seconds = round(time.perf_counter() - started, 3)
+        return None
+
+    def _complete(self, stage: str, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> dict[str, Any]:
         content = {
             "stage": stage,
             "settings": settings,
@@ -70,12 +100,16 @@ class RunFolder:
             "seconds": seconds,
             "version": __version__,
         }
-        write_atomically(self._path(stage), (json.dumps(content, indent=1) + "\n").encode())
+        text = json.dumps(content, indent=1)
+        write_atomically(self._path(stage), f"{text}\n".encode())
         self.log({"stage": stage, "seconds": seconds})
-        return result
+        written: dict[str, Any] = json.loads(text)["result"]
+        return written
 
     def result(self, stage: str) -> dict[str, Any] | None:
         """What a stage left, None if it is not complete."""
+        if stage in self._told:
+            return self._told[stage]
         marker = self._marker(stage)
         return None if marker is None else marker["result"]
 
@@ -95,10 +129,20 @@ class RunFolder:
             raise RunError(f"{self.path} has no complete {stage} stage; run `neurofreeze {command}` first")
         return result
 
+    def attempt(self, stage: str, arm: str | None = None) -> Callable[[dict[str, Any]], None]:
+        """What logs the rows of one more attempt at a training, each with the attempt's number; see `rows.current`."""
+        path = self.path / METRICS
+        drop_unfinished(path)
+        of = {"stage": stage, **({} if arm is None else {"arm": arm})}
+        number = next_attempt(read_rows(path), of)
+        return lambda row: self.log({**of, "attempt": number, **row})
+
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.jsonl; the tracker, if there is one, mirrors it."""
+        """Append a row to metrics.jsonl, on rank 0; the tracker, if there is one, mirrors it."""
+        if rank() != 0:
+            return
         row = {"time": round(time.time(), 3), **row}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.tracker is not None:
             self.tracker.log(row)
@@ -130,15 +174,3 @@ class RunFolder:
 def settings_digest(settings: dict[str, Any]) -> str:
     """A short digest of settings, by which a later stage refers to an earlier one."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _difference(old: Any, new: Any, prefix: str = "") -> str:
-    found = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if inner := _difference(a, b, f"{prefix}{key}."):
-                found.append(inner)
-        elif a != b:
-            found.append(f"{prefix}{key} was {a!r}, is {b!r}")
-    return "; ".join(found)

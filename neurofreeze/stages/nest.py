@@ -11,6 +11,7 @@ from typing import Any
 
 from neurofreeze.console import say, stage
 from neurofreeze.data.batches import template_record
+from neurofreeze.distributed import first_rank
 from neurofreeze.errors import FreezeError
 from neurofreeze.evaluation.phrases import phrase_list
 from neurofreeze.mask import NeuronMask
@@ -21,6 +22,7 @@ from neurofreeze.methods.nest.rows import require_gated, safety_rows
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.stages.context import Run
+from neurofreeze.stages.monitoring import monitors
 from neurofreeze.strategies import make
 from neurofreeze.strategies.probe import Probe
 from neurofreeze.summary import FreezeSummary
@@ -39,7 +41,8 @@ def train(run: Run, arm: str) -> None:
     """Train one arm into arms/<arm>, an ordinary checkpoint with its updates or adapters folded in."""
     if arm == ARM:
         run.folder.required("select", "select")
-    run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm))
+    with run.signals.deferred():
+        run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm), together=True)
 
 
 def _select(run: Run) -> dict[str, Any]:
@@ -102,13 +105,17 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
             run.arm(arm),
             [*refusals, *benign],
             replace(c.training, learning_rate=getattr(nest.learning_rates, arm)),
+            backend=c.backend,
             seed=c.seed,
             adaptation=adaptation,
-            log=lambda row: run.folder.log({"stage": "train", "arm": arm, **row}),
+            log=run.folder.attempt("train", arm),
             progress=bar.update,
+            callbacks=monitors(run, arm),
+            signals=run.signals,
+            overwrite=run.config.overwrite,
         )
     say(f"train {arm}: {result.optimized:,} parameters trained")
-    return {**asdict(result), **_frozen(run, arm)}
+    return {**asdict(result), **first_rank(lambda: _frozen(run, arm))}
 
 
 def _frozen(run: Run, arm: str) -> dict[str, int]:

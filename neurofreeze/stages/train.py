@@ -12,6 +12,7 @@ from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.stages import nest
 from neurofreeze.stages.context import Run
+from neurofreeze.stages.monitoring import monitors, rows
 from neurofreeze.summary import FreezeSummary
 
 
@@ -22,7 +23,8 @@ def run(run: Run, arm: str) -> None:
         return
     if arm != "none":
         run.folder.required("select", "select")
-    run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm))
+    with run.signals.deferred():
+        run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm), together=True)
 
 
 def _train(run: Run, arm: str) -> dict[str, Any]:
@@ -37,11 +39,16 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
             run.arm(arm),
             run.data.train,
             run.config.training,
+            backend=run.config.backend,
             seed=run.config.seed,
             mask=mask,
             adaptation=SelectiveLayers(mask) if mask and report["enforcement"] == "selective" else None,
-            log=lambda row: run.folder.log({"stage": "train", "arm": arm, **row}),
+            log=run.folder.attempt("train", arm),
             progress=bar.update,
+            checked=rows(run, "freeze", arm),
+            callbacks=monitors(run, arm),
+            signals=run.signals,
+            overwrite=run.config.overwrite,
         )
     return {**asdict(result), **report}
 
@@ -52,7 +59,8 @@ def _frozen(run: Run, arm: str) -> tuple[NeuronMask, dict[str, Any]]:
     mask = NeuronMask.from_pretrained(run.mask(arm), model=neuron_map)
     summary = FreezeSummary.of(neuron_map, mask)
     wanted = run.config.training.enforcement
-    enforcement = Enforcement.cheaper(neuron_map, mask) if wanted == "auto" else Enforcement(wanted, "as asked for")
+    cheaper = Enforcement.cheaper(neuron_map, mask, run.config.backend.name)
+    enforcement = cheaper if wanted == "auto" else Enforcement(wanted, "as asked for")
     say(f"train {arm}: {summary}")
     say(f"train {arm}: enforced by {enforcement.name}: {enforcement.why}")
     return mask, {

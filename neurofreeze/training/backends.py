@@ -76,6 +76,9 @@ class Backend:
             found["deepspeed"] = copy.deepcopy(self.config.deepspeed)
         elif self.config.name == "fsdp2":
             found |= {"fsdp": True, "fsdp_config": copy.deepcopy(self.config.fsdp)}
+            # As `accelerate launch` does, so that the model that is loaded next is read by one rank of a node only.
+            os.environ["ACCELERATE_USE_FSDP"] = "true"
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = str(self.config.fsdp.get("cpu_ram_efficient_loading", False))
             if not torch.cuda.is_available():
                 found["accelerator_config"] = {"use_configured_state": True}
                 _let_fsdp_run_without_gpu()
