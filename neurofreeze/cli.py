@@ -22,14 +22,15 @@ COMMANDS = {
     "train": "fine-tune each arm, with its neurons frozen",
     "verify": "compare two checkpoints bit by bit: did the frozen neurons stay?",
     "evaluate": "measure refusals, over-refusal, refusal margin and held-out loss",
-    "report": "write report.html from what the other stages left",
+    "report": "write report.html from what the other stages left; of a sweep's folder, compare its runs",
     "compare": "show how much masks overlap, layer by layer",
     "doctor": "show a model's neurons and this installation",
     "status": "show how a run goes, or every run of a sweep",
     "logs": "show what a run has written last",
     "cancel": "end a run's job, or all jobs of a sweep",
 }
-FOLDER_COMMANDS = ("status", "logs", "cancel")  # may be given the folder alone, without run=
+# May be given a folder alone, without the name of the setting.
+FOLDER_COMMANDS = {"status": "run", "logs": "run", "cancel": "run", "report": "sweep"}
 
 # Hydra's options that are followed by a word.
 HYDRA_FLAGS = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn"}
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return _fail(f"no command {command!r}{_suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
     if command in FOLDER_COMMANDS and overrides and re.match(r"(\w+=|[-~+])", overrides[0]) is None:
-        overrides[0] = f"run={_quoted(overrides[0])}"
+        overrides[0] = f"{FOLDER_COMMANDS[command]}={_quoted(overrides[0])}"
     settings: list[str] = []
     options: list[str] = []
     for previous, override in zip(["", *overrides], overrides, strict=False):

@@ -330,11 +330,19 @@ class SweepConfig:
     sweep: str = MISSING  # the folder of the sweep
 
 
+@dataclass
+class SweepConfig:
+    """`neurofreeze report SWEEP`."""
+
+    sweep: str = MISSING  # the folder of the sweep
+
+
 SCHEMAS: dict[str, type[Any]] = {
     "cancel": FolderConfig,
     "compare": CompareConfig,
     "logs": LogsConfig,
     "status": FolderConfig,
+    "sweep": SweepConfig,
     "sweep": SweepConfig,
     "verify": VerifyConfig,
 }  # of the commands with one of their own

@@ -54,6 +54,21 @@ def percent(ratio: float) -> str:
     return f"{100 * ratio:g} %"
 
 
+def share_of_one(ratio: float | None) -> str:
+    """'15 %' of 0.15, or '-' where there is none or nothing."""
+    return f"{100 * ratio:.3g} %" if ratio else "-"
+
+
+def percent_range(low: float, high: float) -> str:
+    """'20-35 %' of two ratios."""
+    return f"{100 * low:.0f}-{100 * high:.0f} %"
+
+
+def plain(value: float | None) -> str:
+    """'1.23', or '-' where it was not measured."""
+    return "-" if value is None else f"{value:.2f}"
+
+
 def p_value(p: float) -> str:
     """'p = 0.035', 'p < 0.001'."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
@@ -85,7 +100,10 @@ def value(thing: Any) -> str:
     return json.dumps(thing, default=str, ensure_ascii=False) if isinstance(thing, (dict, list, tuple)) else str(thing)
 
 
-FILTERS = (fraction, rate_interval, mean_interval, share, percent, p_value, number, duration, value)
+FILTERS = (
+    fraction, rate_interval, mean_interval, share, share_of_one, percent, percent_range, plain, p_value, number,
+    duration, value,
+)  # fmt: skip
 
 
 def _known(interval: Rate | Mean) -> bool:

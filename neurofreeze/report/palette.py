@@ -18,6 +18,11 @@ _OTHERS = ("#009e73", "#cc79a7", "#56b4e9", "#8e3a80", "#3e4c59")
 
 def arm_colours(arms: Iterable[Arm]) -> dict[str, str]:
     """Arm name -> colour; the usual arms look the same in every report."""
-    names = [arm.name for arm in arms]
-    others = [name for name in names if name not in _ARMS]
-    return {name: _ARMS.get(name) or _OTHERS[others.index(name) % len(_OTHERS)] for name in names}
+    return colours(arm.name for arm in arms)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Of arms by their names."""
+    found = list(names)
+    others = [name for name in found if name not in _ARMS]
+    return {name: _ARMS.get(name) or _OTHERS[others.index(name) % len(_OTHERS)] for name in found}

@@ -1,4 +1,4 @@
-"""Real parts: the report as a real Chromium draws it, on a wide screen and on a phone."""
+"""Real parts: the reports as a real Chromium draws them, on a wide screen and on a phone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 from matplotlib.image import imread
 
 from neurofreeze.report.html import write_report
+from neurofreeze.report.sweep.gather import gather
+from neurofreeze.report.sweep.html import write_sweep
 from tests.report.contents import content
+from tests.report.sweep.folders import sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -53,6 +56,17 @@ def test_the_report_draws_its_figures(page: Path, width: int) -> None:
     saturation = pixels.max(-1) - pixels.min(-1)
     assert (saturation > 0.4).mean() > 0.002
     assert len(np.unique((pixels * 255).astype(int).reshape(-1, 3), axis=0)) > 500
+
+
+def test_a_sweep_s_page_draws_its_figure(tmp_path: Path) -> None:
+    page = write_sweep(gather(sweep(tmp_path / "s")))
+    picture = tmp_path / "page.png"
+    chromium(page, "--window-size=420,3000", f"--screenshot={picture}")
+    pixels = imread(picture)[..., :3]
+    saturation = pixels.max(-1) - pixels.min(-1)
+    assert (saturation > 0.4).mean() > 0.0005
+    drawn = chromium(page, "--dump-dom")
+    assert drawn.count('src="data:image/png;base64,') == drawn.count("<img") == 1
 
 
 def test_the_browser_loads_every_figure_from_the_file_itself(page: Path) -> None:

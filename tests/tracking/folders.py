@@ -35,7 +35,8 @@ def complete(run: Run, stage: str, result: dict[str, Any]) -> None:
 
 def finished(folder: Path, refusals: dict[str, int], **settings: Any) -> Run:
     """A run with all its stages; `refusals` says how many of ten requests each arm refuses, 15 % being frozen."""
-    run = Run(Config(**{"arms": [arm for arm in refusals if arm != "start"], **settings}), folder)
+    arms = [arm for arm in refusals if arm != "start"] or ["none"]
+    run = Run(Config(**{"arms": arms, **settings}), folder)
     complete(run, "select", {"neurons": 15, "total": 100, "groups": {}, "search": []})
     for name, count in refusals.items():
         frozen = 0 if name in ("start", "none") else 15

@@ -1,0 +1,1 @@
+"""The runs of a sweep side by side: one table, one figure."""
