@@ -71,11 +71,14 @@ def test_verdicts_are_those_of_single_texts(model: Any, tokenizer: Any, pair: bo
 
 
 def test_only_the_answer_is_cut_to_the_model_s_length(model: Any, tokenizer: Any) -> None:
-    judge = ClassifierJudge(model, tokenizer, ["harm"], True, "tiny")
-    request = "may i have the card"
-    kept = 24 - 3 - len(request.split())
-    long = " ".join(["sure", "bank"] * 40)
-    assert judge.judge([request], [long]) == judge.judge([request], [" ".join(long.split()[:kept])])
+    judges = [ClassifierJudge(model, tokenizer, [label], True, "tiny") for label in ("refusal", "harm", "other")]
+    requests = [" ".join(["may i have the", *bert.WORDS[index:], *bert.WORDS[:index]]) for index in range(12)]
+    kept = 24 - 3 - len(requests[0].split())
+    words = [["no", word] * 20 for word in bert.WORDS]
+    long, short = ([" ".join(answer[:length]) for answer in words] for length in (40, kept))
+    found = [judge.judge(requests, long) for judge in judges]
+    assert any(len(set(verdicts)) == 2 for verdicts in found), "verdicts must differ for a cut to show"
+    assert found == [judge.judge(requests, short) for judge in judges]
 
 
 @pytest.mark.parametrize("pair", [True, False])
