@@ -15,11 +15,11 @@ import pytest
 import neurofreeze as nf
 from neurofreeze.cli import main
 from neurofreeze.launcher.record import Record
+from tests.launcher.interpreter import interpreter
 
 from .cluster import SlurmCluster
 
 Interpreter = Callable[[str], str]
-# Called as: python -m neurofreeze.launcher.rank FOLDER
 NOTES = """
 printf '%s\\n' "$(hostname)" "$RANK" "$LOCAL_RANK" "$WORLD_SIZE" "$LOCAL_WORLD_SIZE" "$MASTER_ADDR" \\
   "$MASTER_PORT" "$CUDA_VISIBLE_DEVICES" "$OMP_NUM_THREADS" "$EXTRA" > "$3/rank-$RANK"
@@ -29,15 +29,8 @@ SLEEPS = "echo begins; touch $3/began-$RANK; exec sleep 120"
 
 @pytest.fixture
 def python(tmp_path: Path) -> Interpreter:
-    """Make an interpreter of a shell script; returns the setting that selects it."""
-
-    def make(body: str) -> str:
-        path = tmp_path / "python"
-        path.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
-        path.chmod(0o755)
-        return f"cluster.python={path}"
-
-    return make
+    """Makes an interpreter of a shell script; returns the setting that selects it."""
+    return lambda body: interpreter(tmp_path, body)
 
 
 FOUR_RANKS = ["cluster=slurm", "backend=ddp", "cluster.nodes=2", "cluster.ranks_per_node=2", "cluster.poll_seconds=0.2"]

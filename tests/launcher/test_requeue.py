@@ -1,0 +1,107 @@
+"""Leaving after a signal: which jobs are requeued, by which rank, under which id."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from neurofreeze.config.cluster import ClusterConfig
+from neurofreeze.errors import RunError
+from neurofreeze.launcher import requeue, slurm
+from neurofreeze.launcher.requeue import leave
+from neurofreeze.training.stopping import Stopped
+
+CLUSTER = ClusterConfig(name="slurm")
+SAVED, AT_ONCE = Stopped(signal.SIGTERM, 12), Stopped(signal.SIGUSR1)
+
+
+class FakeSlurm:
+    """Knows one job, and remembers what it was asked to requeue."""
+
+    def __init__(self) -> None:
+        self.state: str | None = "RUNNING"
+        self.refuses = False
+        self.requeued: list[str] = []
+
+    def squeue(self, ids: list[str]) -> dict[str, slurm.SlurmJob]:
+        return {} if self.state is None else {ids[0]: slurm.SlurmJob(self.state, 0, 0, "None")}
+
+    def requeue(self, job: str) -> None:
+        if self.refuses:
+            raise RunError("scontrol failed: Access/permission denied")
+        self.requeued.append(job)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    found = FakeSlurm()
+    monkeypatch.setattr(slurm, "squeue", found.squeue)
+    monkeypatch.setattr(slurm, "requeue", found.requeue)
+    monkeypatch.setattr(requeue, "_HEAD_START", 0.01)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+@pytest.mark.parametrize("stopped", [SAVED, AT_ONCE])
+def test_a_job_that_a_signal_has_stopped_is_requeued(
+    stopped: Stopped, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave(CLUSTER, stopped)
+    assert fake.requeued == ["12"]
+    assert "job 12 is requeued and goes on from here by itself" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("stopped", "requeued"), [(SAVED, []), (AT_ONCE, ["12"])])
+def test_another_rank_requeues_only_where_rank_0_may_not_come_to_it(
+    stopped: Stopped, requeued: list[str], fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    leave(CLUSTER, stopped)
+    assert fake.requeued == requeued
+
+
+def test_the_last_job_of_an_array_does_not_requeue_all_of_it(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    leave(CLUSTER, SAVED)
+    assert fake.requeued == ["12_3"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "stopped"),
+    [
+        (replace(CLUSTER, requeue=False), SAVED),
+        (ClusterConfig(), SAVED),  # by hand within an allocation, which is not the job's
+        (CLUSTER, Stopped(signal.SIGINT, 12)),
+    ],
+)
+def test_other_jobs_are_not(cluster: Any, stopped: Stopped, fake: FakeSlurm) -> None:
+    leave(cluster, stopped)
+    assert not fake.requeued
+
+
+def test_outside_slurm_nothing_is_asked(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID")
+    leave(CLUSTER, SAVED)
+    assert not fake.requeued
+
+
+@pytest.mark.parametrize(("state", "said"), [("COMPLETING", "is COMPLETING"), (None, "is unknown to Slurm")])
+def test_a_cancelled_job_does_not_come_back(
+    state: str | None, said: str, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.state = state
+    leave(CLUSTER, SAVED)
+    assert not fake.requeued
+    assert f"job 12 {said}, not RUNNING, and is not requeued" in capsys.readouterr().out
+
+
+def test_a_refusal_is_told(fake: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.refuses = True
+    leave(CLUSTER, SAVED)
+    assert "job 12 is not requeued (scontrol failed: Access/permission denied); submit it" in capsys.readouterr().out

@@ -1,0 +1,121 @@
+"""Sweeps on this machine, and what Hydra's own options show."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neurofreeze.cli import COMMANDS, main
+from tests.test_cli import probe
+
+from .interpreter import interpreter
+
+
+@pytest.fixture(autouse=True)
+def _errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
+
+
+def test_jobs_follow_one_another_and_a_failed_one_takes_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = 'mkdir "$3/../now" && rmdir "$3/../now"; grep ^fraction "$3/resolved.yaml"; [[ $3 != */1 ]]'
+    assert main(["run", "fraction=0.05,0.15,0.2", "-m", "name=three", interpreter(tmp_path, body)]) == 1
+    folder = Path("sweeps/three").absolute()
+    out, err = capsys.readouterr()
+    assert f"{folder}/1: failed with exit code 1, see logs/local.log in it" in out
+    assert err == f"neurofreeze: 1 of 3 jobs failed: {folder}/1; `neurofreeze status {folder}` says more\n"
+    for number, fraction in enumerate((0.05, 0.15, 0.2)):
+        log = (folder / str(number) / "logs" / "local.log").read_text(encoding="utf-8")
+        assert log == f"fraction: {fraction}\n"
+    assert [job["folder"] for job in json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]] == ["0", "1", "2"]
+
+
+def test_an_optimising_sweep_takes_its_ranges_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = tmp_path / "conf"
+    (conf / "hydra" / "sweeper").mkdir(parents=True)
+    (conf / "hydra" / "sweeper" / "ours.yaml").write_text(
+        "defaults: [optuna, override sampler: random]\nn_trials: 2\nn_jobs: 1\ndirection: maximize\n"
+        "sampler: {seed: 0}\nparams: {seed: 'range(1, 50)'}\n",
+        encoding="utf-8",
+    )
+    body = """seed=$(sed -n 's/^seed: //p' "$3/resolved.yaml")
+    echo '{"command": "run", "exit_code": 0, "metrics": {"a.b": '$seed'}}' > "$3/result.json" """
+    settings = [f"hydra.searchpath=[file://{conf}]", "hydra/sweeper=ours", "name=best", interpreter(tmp_path, body)]
+    assert main(["run", "--multirun", *settings]) == 2
+    assert "objective is None; expected what the sweep optimises" in capsys.readouterr().err
+    assert not Path("sweeps/best/0").exists()
+    assert main(["run", "--multirun", *settings, "objective=a.b"]) == 0
+    from omegaconf import OmegaConf
+
+    seeds = [OmegaConf.load(Path("sweeps/best") / str(number) / "resolved.yaml").seed for number in range(2)]
+    best = OmegaConf.load("sweeps/best/optimization_results.yaml")
+    assert best.best_value == max(seeds)
+    assert len(set(seeds)) == 2
+
+
+@pytest.mark.parametrize("command", ["doctor", "verify", "compare"])
+def test_other_commands_run_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--multirun"]) == 2
+    assert f"{command} runs once; --multirun is for run, select, train" in capsys.readouterr().err
+
+
+def test_a_folder_of_one_s_own_extends_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = tmp_path / "conf"
+    (conf / "cluster").mkdir(parents=True)
+    (conf / "model").mkdir()
+    ours = "defaults: [slurm]\nranks_per_node: 8\naccount: safety\nmodules: [cuda/13.0]\n"
+    (conf / "cluster" / "ours.yaml").write_text(ours, encoding="utf-8")
+    (conf / "experiment").mkdir()
+    (conf / "experiment" / "long.yaml").write_text(
+        "# @package _global_\ntraining: {steps: 900}\nmodel: llama\n", encoding="utf-8"
+    )
+    search = f"hydra.searchpath=[file://{conf}]"
+    overrides = [search, "cluster=ours", "+experiment=long", "cluster.nodes=2", "backend=ddp", "training.batch_size=16"]
+    assert main(["train", *overrides, "alignment.training.batch_size=16", "cluster.dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --account=safety\n" in out
+    assert "module load cuda/13.0\n" in out
+    code, out, _, imported = probe("train", "--cfg", "job", *overrides, "--resolve", "cluster.wait=true")
+    assert (code, imported) == (0, "")
+    assert "steps: 900\n" in out
+    assert "model: llama\n" in out
+
+
+def test_hydra_s_options_answer_without_torch() -> None:
+    code, out, _, imported = probe("run", "--info", "defaults", "strategy=wanda")
+    assert (code, imported) == (0, "")
+    assert "strategy/wanda" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("neurofreeze tr", ["train"]),
+        ("neurofreeze train strategy=w", ["strategy=wanda", "strategy=wifv"]),
+        ("neurofreeze run cluster.no", ["cluster.nodes="]),
+        ("neurofreeze logs fol", ["follow="]),
+        ("neurofreeze ", [*COMMANDS]),
+    ],
+)
+def test_the_shell_completes_commands_and_settings(
+    line: str, expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_completion_is_installed_for_this_program() -> None:
+    words = [sys.executable, "-m", "neurofreeze", "--shell-completion", "install=bash"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = subprocess.run(
+        ["bash", "-c", f"{script}\ncomplete -p neurofreeze"], capture_output=True, text=True, check=True, timeout=20
+    )
+    assert "hydra_bash_completion neurofreeze" in found.stdout
