@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
+from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data import Example, read
 from neurofreeze.errors import FreezeError, RunError
@@ -21,7 +22,9 @@ from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
-from neurofreeze.training.sft import TrainingResult, _arguments, _row, _SFTTrainer, fine_tune
+from neurofreeze.training.backends import Backend
+from neurofreeze.training.checkpointing import Checkpoints
+from neurofreeze.training.sft import TrainingResult, _arguments, _identity, _row, _SFTTrainer, fine_tune
 from neurofreeze.verification import verify, weights_fingerprint
 
 CONFIG = TrainingConfig(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0, max_length=48, bf16="false")
@@ -250,6 +253,23 @@ def test_how_often_it_is_saved_and_how_a_batch_is_split_may_change_meanwhile(
     assert seen == [2, 3]
     whole = fine_tune(tiny_checkpoint, tmp_path / "whole", examples, CONFIG, seed=0)
     assert result.losses == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in whole.losses]
+
+
+def test_shards_of_zero_for_other_ranks_are_refused_before_a_model_is_loaded(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero2 = BackendConfig("zero2", deepspeed={"zero_optimization": {"stage": 2}})
+    here = _identity(tiny_checkpoint, examples, CONFIG, "zero2", 0, None, None)
+    checkpoints = Checkpoints(tmp_path / "out.unfinished", replace(here, ranks=2))
+    (checkpoints.saving / "checkpoint-2").mkdir(parents=True)
+    checkpoints.publish(2)
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Backend, "load", load)
+    with pytest.raises(RunError, match="shards for 2 ranks, which DeepSpeed cannot load on 1; go on with as many"):
+        fine_tune(tiny_checkpoint, tmp_path / "out", examples, CONFIG, backend=zero2, seed=0)
 
 
 def test_a_checkpoint_with_other_frozen_bits_does_not_count(
