@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -41,8 +42,11 @@ def table(found: Sequence[Status]) -> Table:
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     shown_table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in shown:
-        numbers = name in ("step", "loss", "refused", "restarts")
-        shown_table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=name != "state")
+        justify: Literal["left", "right"] = "right" if name in ("step", "loss", "refused", "restarts") else "left"
+        if name == "state":
+            shown_table.add_column(name, overflow="fold", min_width=len("interrupted"))
+        else:
+            shown_table.add_column(name, justify=justify, no_wrap=name != "run", overflow="fold")
     for row in zip(*shown.values(), strict=True):
         shown_table.add_row(*row)
     return shown_table

@@ -26,7 +26,8 @@ class Status:
     Attributes:
         folder: of its run.
         job: such as `job 12_3` or `process 123`; None for one of the process that was asked for it.
-        state: waiting, running, complete, failed, cancelled, interrupted, or another of Slurm's states.
+        state: waiting, running, complete, failed, cancelled, or another of Slurm's states; interrupted, if a job left
+            no result; unfinished, if it has none yet and may still run in the process that was asked for it.
         reason: why it waits or failed, as far as known.
         arm: in training, or trained last.
         step: of the arm, counted in optimizer steps.
@@ -121,7 +122,7 @@ def _state(folder: Path, record: Record | None, job: slurm.SlurmJob | None) -> t
         return ("complete" if result["exit_code"] == 0 else "failed"), error
     if (folder / METRICS).is_file() or record is not None:
         # Without a record, it is or was the work of a process that nobody noted.
-        return ("interrupted" if record is not None else "running or interrupted"), ""
+        return ("unfinished" if record is None else "interrupted"), ""
     return "not started", ""
 
 

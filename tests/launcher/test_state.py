@@ -1,0 +1,92 @@
+"""What is told of a run from its files alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neurofreeze.cli import main
+from neurofreeze.errors import RunError
+from neurofreeze.launcher.folders import run_folders
+from neurofreeze.launcher.job import Job, typed
+from neurofreeze.launcher.record import Record
+from neurofreeze.launcher.state import exit_code, status
+from neurofreeze.tracking.result import write_failure
+
+SETTINGS = "{training: {steps: 8}, alignment: {mode: never}}"
+ROWS = [
+    {"stage": "train", "arm": "none", "global_step": 8, "loss": 1.0, "attempt": 1},
+    {"stage": "train", "arm": "safety", "global_step": 2, "loss": 3.0, "attempt": 1},
+    {"stage": "train", "arm": "safety", "global_step": 2, "refusal_rate": 0.75, "attempt": 1},
+    {"stage": "train", "arm": "safety", "global_step": 3, "frozen_intact": True, "attempt": 1},
+    {"stage": "train", "arm": "safety", "global_step": 3, "loss": 2.5, "attempt": 1},
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder in the middle of an arm."""
+    tmp_path = tmp_path / "run"
+    Job("train", tmp_path, typed(SETTINGS), SETTINGS).save()
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"stage": "tra', encoding="utf-8")  # while a row is written
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurofreeze.launcher.slurm.available", lambda: False)
+
+
+def test_the_last_of_each_number_of_the_arm_in_training_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = status(run)
+    assert (found.arm, found.step, found.steps, found.loss) == ("safety", 3, 8, 2.5)
+    assert (found.frozen, found.refusal_rate, found.restarts) == (True, 0.75, 0)
+    assert main(["status", str(run)]) == 0
+    words = capsys.readouterr().out.split()
+    assert words[:7] == ["run", "state", "arm", "step", "loss", "frozen", "refused"]  # no job, no restarts
+    assert words[-7:] == ["run", "unfinished", "safety", "3/8", "2.500", "intact", "75%"]
+
+
+def test_a_frozen_bit_that_changed_is_loud(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        file.write(json.dumps({**ROWS[3], "frozen_intact": False}) + "\n")
+    assert main(["status", str(run)]) == 0
+    assert "CHANGED" in capsys.readouterr().out
+
+
+def test_the_state_is_read_from_what_the_job_left(run: Path) -> None:
+    assert status(run).state == "unfinished"  # of a process that left no record
+    Record(job_id="12_3").write(run)
+    found = status(run)
+    assert (found.state, found.job, exit_code(run)) == ("interrupted", "job 12_3", 1)
+    write_failure(run, "train", ValueError("a wrong\nturn"))
+    write_failure(run, "train", ValueError("lost another rank"))
+    found = status(run)
+    assert (found.state, found.reason, exit_code(run)) == ("failed", "a wrong turn", 1)
+    (run / "result.json").write_text('{"command": "train", "exit_code": 0, "metrics": {}}', encoding="utf-8")
+    assert (status(run).state, exit_code(run)) == ("complete", 0)
+
+
+def test_a_folder_that_is_neither_run_nor_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "it's a=b, [c] \\"
+    odd.mkdir()
+    for command in ("status", "logs", "cancel"):
+        assert main([command, str(odd)]) == 1
+        assert f"neurofreeze: {odd} holds neither a run nor a sweep" in capsys.readouterr().err
+    (odd / "sweep.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"sweep\.json is damaged"):
+        run_folders(odd)
+
+
+def test_a_folder_must_be_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
+    assert main(["status"]) == 2
+    assert capsys.readouterr().err.startswith("neurofreeze: run has no value, and none can be guessed; pass run=...")
+
+
+def test_logs_of_a_run_without_any(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(run)]) == 1
+    assert "has no log yet; `neurofreeze status" in capsys.readouterr().err
