@@ -41,6 +41,7 @@ class TrainingResult:
         seconds: wall-clock time of training proper.
         fingerprint: of the frozen elements, checked at the end; None if nothing was frozen.
         optimized: elements that the optimizer held, frozen ones included.
+        engine: in which the freezer recognised what ran, None if nothing was frozen.
         backend: that ran, as in conf/backend.
         ranks: that it ran on.
     """
@@ -49,6 +50,7 @@ class TrainingResult:
     seconds: float
     fingerprint: str | None
     optimized: int
+    engine: str | None
     backend: str
     ranks: int
 
@@ -151,8 +153,16 @@ def fine_tune(
         shutil.rmtree(workspace)
 
     first_rank(save)
-    fingerprint = freezing.freezer.fingerprint if freezing is not None and freezing.freezer is not None else None
-    return TrainingResult(losses, seconds, fingerprint, optimized, engine.config.name, world_size())
+    freezer = None if freezing is None else freezing.freezer
+    return TrainingResult(
+        losses,
+        seconds,
+        fingerprint=None if freezer is None else freezer.fingerprint,
+        optimized=optimized,
+        engine=None if freezer is None else freezer.engine.name,
+        backend=engine.config.name,
+        ranks=world_size(),
+    )
 
 
 def _identity(
