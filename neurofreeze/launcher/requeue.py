@@ -43,7 +43,8 @@ def _requeue(job: str) -> None:
         found = slurm.squeue([job]).get(job)
         # One that was cancelled is ending, and would come back all the same.
         if found is None or found.state != "RUNNING":
-            say(f"job {job} is {found.state if found else 'unknown to Slurm'}, not RUNNING, and is not requeued")
+            if rank() == 0:  # else rank 0 has requeued it, or says why not
+                say(f"job {job} is {found.state if found else 'unknown to Slurm'}, not RUNNING, and is not requeued")
             return
         slurm.requeue(job)
     except RunError as error:

@@ -117,13 +117,12 @@ def same_result(interrupted: Training, whole: Training) -> None:
     assert verify(interrupted.model, arm, mask).ok
 
 
-def test_a_job_told_of_its_time_limit_saves_and_is_requeued(
+def test_a_signal_to_one_rank_saves_on_all_and_requeues_the_job(
     trainings: Callable[..., tuple[Training, Training]],
 ) -> None:
     interrupted, whole = trainings("ddp", "log 2")
     interrupted.until_step(2)
-    interrupted.slurm.call("scancel", "--signal=USR1", interrupted.job)
-    time.sleep(1)
+    interrupted.slurm.processes(interrupted.job)[1].send_signal(signal.SIGUSR1)
     interrupted.let_go()
     interrupted.slurm.release(interrupted.job)
     output = interrupted.slurm.output(interrupted.slurm.job(interrupted.job))
