@@ -22,7 +22,7 @@ from tests.evaluation.judges.guard import INJECTIONS, PROMPT
 MARKERS = re.compile(
     r"</?s>|<pad>|<unk>|"
     r"\[\s*/?\s*INST\s*\]|<<\s*/?\s*SYS\s*>>|<\|[^|\n]*\|>|<\s*(BEGIN|END) [^<>\n]*>|<(start|end)_of_turn>"
-    r"|^\s*(user|agent|assistant|behavior|generation|rules|answer):|^-+$|\[(START|END) OF [^\]]*\]",
+    r"|^\s*(user|agent|assistant|behavior|generation|rules|answer):|^---$|\[(START|END) OF [^\]]*\]",
     re.IGNORECASE | re.MULTILINE,
 )
 JUDGED = Sanitizer(PROMPT, ["<s>", "</s>", "<pad>", "<unk>"])
