@@ -69,8 +69,9 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
                 stacklevel=2,
             )
         selections = given.select(neuron_map)
+        selective = has_selective_layers(model, selections)
         adapters = find_adapters(model, selections, neuron_map.shapes)
-        if adapters or has_selective_layers(model, selections):
+        if adapters or selective:
             engine = PartialEngine(engine, model)
             selections = adapters.add_to(selections)
         shards = engine.shards(selections)

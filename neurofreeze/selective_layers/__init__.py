@@ -42,7 +42,8 @@ def selective(model: Any, mask: NeuronMask, train: Literal["masked", "unmasked"]
 
     Raises:
         MaskError: if the mask is for another model, or nothing would train or be frozen.
-        FreezeError: if the model is selective already, wrapped, or has weights that cannot be divided.
+        FreezeError: if the model is selective already, wrapped or adapted by PEFT, or has weights that cannot be
+            divided.
     """
     if train not in ("masked", "unmasked"):
         raise FreezeError(f"train is {train!r}; expected 'masked' or 'unmasked'")
@@ -65,6 +66,7 @@ def merge(model: Any) -> Any:
         found = found.module if hasattr(found, "module") else found._orig_mod
     if not hasattr(found, "before_selective"):
         raise FreezeError("the model has no selective layers; expected one that nf.selective changed")
+    _refuse_adapters(found)
     if any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in found.parameters()):
         raise FreezeError("a sharded model cannot be merged in place; save_pretrained writes the merged weights")
     for module in list(found.modules()):
@@ -72,6 +74,9 @@ def merge(model: Any) -> Any:
             make_ordinary(module)
     for name, parameter in found.named_parameters():
         parameter.requires_grad_(canonical_name(name) in found.before_selective)
+    for key, hook in list(found._forward_pre_hooks.items()):
+        if hook is _refuse_adapters:
+            del found._forward_pre_hooks[key]
     del found.before_selective, found.save_pretrained
     return model
 
@@ -80,7 +85,7 @@ def has_selective_layers(model: Any, frozen: Mapping[str, Selection]) -> bool:
     """Whether `model`, wrapped or not, has selective layers.
 
     Raises:
-        FreezeError: if they train lines that should be `frozen`, by parameter name.
+        FreezeError: if they train lines that should be `frozen`, by parameter name, or PEFT put adapters over them.
     """
     for path, module in model.named_modules():
         if not isinstance(module, Selective):
@@ -93,7 +98,10 @@ def has_selective_layers(model: Any, frozen: Mapping[str, Selection]) -> bool:
                     f"selective layers train {len(both)} lines of {name} that the mask freezes; give both the same "
                     "mask with train='unmasked', or freeze ~mask with train='masked'"
                 )
-    return any(hasattr(module, "before_selective") for module in model.modules())
+    found = [module for module in model.modules() if hasattr(module, "before_selective")]
+    for module in found:
+        _refuse_adapters(module)
+    return bool(found)
 
 
 def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection], rest: bool) -> Any:
@@ -107,7 +115,7 @@ def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection],
     """
     _require_bare(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    _require_divisible(parameters, frozen)
+    _require_divisible(parameters, frozen, neuron_map.shapes)
     before = {name for name, parameter in parameters.items() if parameter.requires_grad}
     by_module: dict[str, dict[str, Lines]] = {}
     still = set() if rest else set(neuron_map.rest)
@@ -127,6 +135,7 @@ def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection],
             make_selective(model.get_submodule(name), lines_of)
     model.before_selective = before
     model.save_pretrained = MethodType(_save_pretrained, model)
+    model.register_forward_pre_hook(_refuse_adapters)
     return model
 
 
@@ -152,7 +161,17 @@ def merged(model: Any, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.T
     return found
 
 
+def _refuse_adapters(model: Any, *_: Any) -> None:
+    # PEFT trains adapters over frozen lines too, and stops what should train. It asks nobody when it wraps a model.
+    if hasattr(model, "peft_config"):
+        raise FreezeError(
+            "selective layers and adapters of PEFT do not train together: the adapters would change what is frozen. "
+            "With adapters use nf.freeze or FreezeCallback; PeftModel.unload() takes them away"
+        )
+
+
 def _require_bare(model: Any) -> None:
+    _refuse_adapters(model)
     if hasattr(model, "before_selective"):
         raise FreezeError("the model is selective already; nf.merge makes it ordinary again")
     if not isinstance(model, PreTrainedModel) or any(hasattr(p, "device_mesh") for p in model.parameters()):
@@ -162,17 +181,21 @@ def _require_bare(model: Any) -> None:
         )
 
 
-def _require_divisible(parameters: dict[str, torch.nn.Parameter], frozen: dict[str, Selection]) -> None:
+def _require_divisible(
+    parameters: dict[str, torch.nn.Parameter], frozen: dict[str, Selection], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     names: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
     for name in frozen:
         if name not in parameters:
             raise FreezeError(f"the model has no parameter {name}, which its neurons are in; was it changed?")
-        if not parameters[name].is_floating_point():
+        found: Any = parameters[name]
+        shape = tuple(getattr(found, "ds_shape", found.shape))
+        if not found.is_floating_point() or shape != shapes[name]:
             raise FreezeError(
-                f"{name} is {parameters[name].dtype}; selective layers need ordinary floating point weights. "
-                "Quantized models train by adapters, see docs/lora.md"
+                f"{name} is {found.dtype} of shape {shape}; selective layers need ordinary floating point weights, "
+                f"here of shape {shapes[name]}. Quantized models train by adapters, see docs/lora.md"
             )
         tied = names[id(parameters[name])]
         if len(tied) > 1:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DataParallel
 
 import neurofreeze as nf
 from neurofreeze.errors import ArchitectureError, FreezeError, MaskError
 from neurofreeze.selective_layers.modules import Selective
-from tests import tiny
+from tests import reference, tiny
 from tests.reference import mask_for
 
 UP = "model.layers.0.mlp.up_proj"
@@ -63,6 +64,55 @@ def test_wrapped_models(wrap: Any, model: Any) -> None:
     assert_untouched(model)
 
 
+ADAPTERS = "selective layers and adapters of PEFT do not train together"
+
+
+def wrapped_by_peft(model: Any) -> Any:
+    return get_peft_model(model, LoraConfig(target_modules=["up_proj"]))
+
+
+def with_an_adapter(model: Any) -> Any:
+    # Of a layer that holds no neurons.
+    model.add_adapter(LoraConfig(target_modules=["embed_tokens"]))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("adapted", [wrapped_by_peft, with_an_adapter])
+def test_models_with_adapters(adapted: Any, model: Any) -> None:
+    found = adapted(model)
+    with pytest.raises(FreezeError, match=ADAPTERS):
+        nf.selective(found, mask_for(model), train="unmasked")
+    assert not any(isinstance(module, Selective) for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("adapted", [wrapped_by_peft, with_an_adapter])
+def test_adapters_over_selective_layers(adapted: Any, model: Any) -> None:
+    mask = mask_for(model)
+    found = adapted(nf.selective(model, mask))
+    (ids,) = reference.batches(1)[0]
+    optimizer = torch.optim.SGD([p for p in found.parameters() if p.requires_grad], lr=0.1)
+    for refused in (
+        lambda: found(input_ids=ids),
+        lambda: nf.freeze(found, optimizer, ~mask),
+        lambda: nf.merge(found),
+    ):
+        with pytest.raises(FreezeError, match=ADAPTERS):
+            refused()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_adapters_that_were_taken_away_again(model: Any) -> None:
+    names = list(model.state_dict())
+    found = wrapped_by_peft(nf.selective(model, mask_for(model))).unload()
+    (ids,) = reference.batches(1)[0]
+    found(input_ids=ids)
+    nf.merge(found)
+    assert list(found.state_dict()) == names
+    assert not found._forward_pre_hooks
+
+
 def test_weights_that_are_one(model: Any) -> None:
     mask = mask_for(model)
     layers = model.model.layers
@@ -80,11 +130,20 @@ def test_weights_that_are_not_there(model: Any) -> None:
     assert_untouched(model)
 
 
-def test_integer_weights(model: Any) -> None:
+@pytest.mark.parametrize(
+    ("packed", "said"),
+    [
+        (torch.ones(70, 36, dtype=torch.int8), r"torch.int8 of shape \(70, 36\)"),
+        (torch.ones(1260, 1, dtype=torch.uint8), r"torch.uint8 of shape \(1260, 1\)"),
+        (torch.ones(630, 1, dtype=torch.bfloat16), r"torch.bfloat16 of shape \(630, 1\)"),
+    ],
+)
+def test_quantized_weights(packed: torch.Tensor, said: str, model: Any) -> None:
     mask = mask_for(model)
-    model.get_submodule(UP).weight = torch.nn.Parameter(torch.ones(70, 36, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(FreezeError, match=f"{UP}.weight is torch.int8; selective layers need ordinary floating point"):
+    model.get_submodule(UP).weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(FreezeError, match=f"{UP}.weight is {said}; selective layers need ordinary floating point"):
         nf.selective(model, mask)
+    model.get_submodule(UP).weight = None
     assert_untouched(model)
 
 
