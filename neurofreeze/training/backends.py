@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -135,7 +135,7 @@ def computes_in_bf16(wanted: str) -> bool:
 def _let_fsdp_run_without_gpu() -> None:
     # Without an accelerator, accelerate ignores an FSDP config and runs DDP. It asks the state, which is made here, and
     # which kind of device the ranks have decides nothing else that matters (docs/decisions/0007).
-    PartialState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the next arm would find this arm's, and run DDP
     state = PartialState(cpu=True)
     state.distributed_type = DistributedType.MULTI_GPU
 

@@ -53,6 +53,8 @@ class ThroughputCallback(TrainerCallback):
     ) -> None:
         """Add to what is logged."""
         if logs is not None and "loss" in logs:
+            for average in ("train_runtime", "train_tokens_per_second"):  # since the start, checks and saving included
+                logs.pop(average, None)
             logs |= {"tokens_per_second": round(self._rate, 1), "memory_gb": round(_memory() / 1e9, 3)}
 
 
