@@ -68,15 +68,14 @@ def test_other_commands_run_once(command: str, capsys: pytest.CaptureFixture[str
 def test_a_folder_of_one_s_own_extends_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = tmp_path / "conf"
     (conf / "cluster").mkdir(parents=True)
-    (conf / "model").mkdir()
     ours = "defaults: [slurm]\nranks_per_node: 8\naccount: safety\nmodules: [cuda/13.0]\n"
     (conf / "cluster" / "ours.yaml").write_text(ours, encoding="utf-8")
-    (conf / "experiment").mkdir()
-    (conf / "experiment" / "long.yaml").write_text(
+    (conf / "ours").mkdir()
+    (conf / "ours" / "long.yaml").write_text(
         "# @package _global_\ntraining: {steps: 900}\nmodel: llama\n", encoding="utf-8"
     )
     search = f"hydra.searchpath=[file://{conf}]"
-    overrides = [search, "cluster=ours", "+experiment=long", "cluster.nodes=2", "backend=ddp", "training.batch_size=16"]
+    overrides = [search, "cluster=ours", "+ours=long", "cluster.nodes=2", "backend=ddp", "training.batch_size=16"]
     assert main(["train", *overrides, "alignment.training.batch_size=16", "cluster.dry_run=true"]) == 0
     out = capsys.readouterr().out
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --account=safety\n" in out

@@ -119,6 +119,9 @@ def test_a_signal_reaches_the_ranks_and_leaves_the_script(slurm: SlurmCluster, p
     body = f"trap 'touch $3/told-$RANK; exit 0' {signal}; touch $3/began-$RANK; while true; do sleep 0.1; done"
     job = nf.launch("train", [*FOUR_RANKS, python(body)], name="told")
     wait_until(lambda: len(list(job.folder.glob("began-*"))) == 4, "ranks did not begin")
+    slurm.call("scancel", "--batch", f"--signal={signal}", job_id(job.folder))  # the script alone: it goes on waiting
+    time.sleep(1)
+    assert job.status().state == "running"
     slurm.call("scancel", f"--signal={signal}", job_id(job.folder))
     assert job.wait(poll_seconds=0.2) == 0
     assert len(list(job.folder.glob("told-*"))) == 4
