@@ -218,6 +218,15 @@ def test_checks_of_the_choice_are_a_group_of_settings() -> None:
         assert (printed.mode, printed.draws, printed.splits) == (mode, 3, 2 if override else 0)
 
 
+@pytest.mark.parametrize("cluster", ["local", "torchrun"])
+def test_a_dry_run_without_a_script_to_print_is_refused(
+    cluster: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
+    assert main(["run", f"cluster={cluster}", "backend=ddp", "cluster.dry_run=true"]) == 2
+    assert one_line(capsys) == f"cluster.dry_run is True; expected false: cluster={cluster} has no script to print"
+
+
 def test_settings_are_printed_as_yaml() -> None:
     from omegaconf import OmegaConf
 

@@ -88,7 +88,9 @@ class ClusterConfig:
             # sbatch has its own reading of it.
             check(text is None or "\\" not in text, "cluster", text, "values without a backslash")
         check(_splits(self.container), "cluster.container", self.container, "words with their quotes closed")
-        check(self.name == "slurm" or self.nodes == 1, "cluster.nodes", self.nodes, f"1, since cluster is {self.name}")
+        script = self.name == "slurm"
+        check(script or not self.dry_run, "cluster.dry_run", True, f"false: cluster={self.name} has no script to print")
+        check(script or self.nodes == 1, "cluster.nodes", self.nodes, f"1, since cluster is {self.name}")
         alone = self.name == "local" and self.ranks_per_node > 1
         check(not alone, "cluster.ranks_per_node", self.ranks_per_node, "1, since cluster is local; use torchrun")
 

@@ -31,7 +31,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = (folder / "wheels").glob("neurofreeze-*.whl")
     python = folder / "env" / "bin" / "python"
     run(*pip, "--python", python, "install", "--quiet", "--no-deps", wheel, folder=folder)
-    # A folder named in a .pth file is searched, but .pth files in it, such as that of an editable install, are not read.
+    # A folder named in a .pth file is searched; .pth files in it, such as that of an editable install, are not read.
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip()
     Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     where = run(python, "-c", "import neurofreeze; print(neurofreeze.__file__)", folder=folder)

@@ -59,6 +59,14 @@ def test_an_optimising_sweep_takes_its_ranges_from_yaml(tmp_path: Path, capsys: 
     assert len(set(seeds)) == 2
 
 
+@pytest.mark.parametrize(("experiment", "jobs"), [("seeds", 8), ("strategies", 8)])
+def test_an_experiment_names_what_it_sweeps(experiment: str, jobs: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-m", f"experiment={experiment}", "cluster=slurm", "cluster.dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert f"#SBATCH --array=0-{jobs - 1}\n" in out
+    assert f"#SBATCH --job-name=run-{experiment}\n" in out
+
+
 @pytest.mark.parametrize("command", ["doctor", "verify", "compare"])
 def test_other_commands_run_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--multirun"]) == 2
