@@ -15,7 +15,6 @@ from neurofreeze.cli import guarded
 from neurofreeze.console import quiet
 from neurofreeze.errors import ConfigError, OtherRankError, RunError
 from neurofreeze.launcher.job import Job
-from neurofreeze.launcher.work import work
 from neurofreeze.training.stopping import Stopped
 
 _HEAD_START = 5.0  # seconds
@@ -40,6 +39,8 @@ def _work() -> int:
 
 
 def _work_on(job: Job) -> int:
+    from neurofreeze.launcher.work import work  # after `quiet`: it brings libraries that talk
+
     try:
         return work(job)
     except OtherRankError:
