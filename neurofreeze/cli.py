@@ -121,7 +121,8 @@ def _explain(error: Exception, command: str) -> int:
 
 
 def _setting_error(error: Exception, command: str) -> str:
-    from neurofreeze.config.schema import SCHEMAS, Config
+    from neurofreeze.config.commands import SCHEMAS
+    from neurofreeze.config.schema import Config
 
     message, cause = (" ".join(str(found or "").split()) for found in (error, error.__cause__))
     if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", f"{message} {cause}"):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from neurofreeze.cli import COMMANDS
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import SCHEMAS
+from neurofreeze.config.commands import SCHEMAS
 
 
 def main(arguments: Sequence[str]) -> int:

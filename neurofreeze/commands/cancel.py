@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import FolderConfig
+from neurofreeze.config.commands import FolderConfig
 from neurofreeze.console import say
 from neurofreeze.launcher.folders import run_folders
 from neurofreeze.launcher.submitted import Submitted

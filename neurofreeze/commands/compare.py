@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import CompareConfig
+from neurofreeze.config.commands import CompareConfig
 from neurofreeze.console import console, say
 from neurofreeze.files import write_atomically
 

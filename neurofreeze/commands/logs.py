@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import LogsConfig
+from neurofreeze.config.commands import LogsConfig
 from neurofreeze.console import console
 from neurofreeze.errors import RunError
 from neurofreeze.launcher.folders import run_folders

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from neurofreeze.commands.pipeline import submit
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import SweepConfig
+from neurofreeze.config.commands import SweepConfig
 from neurofreeze.console import console, say
 
 if TYPE_CHECKING:

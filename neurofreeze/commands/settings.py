@@ -14,9 +14,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neurofreeze.config.commands import SCHEMAS
 from neurofreeze.config.composed import checked, without_hydra
 from neurofreeze.config.location import conf_folder
-from neurofreeze.config.schema import SCHEMAS, Config
+from neurofreeze.config.schema import Config
 from neurofreeze.console import quiet
 from neurofreeze.errors import ConfigError
 from neurofreeze.launcher import plugin

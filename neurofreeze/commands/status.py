@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import FolderConfig
+from neurofreeze.config.commands import FolderConfig
 from neurofreeze.console import console
 from neurofreeze.launcher.folders import run_folders
 from neurofreeze.launcher.state import Status, statuses

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
-from neurofreeze.config.schema import VerifyConfig
+from neurofreeze.config.commands import VerifyConfig
 from neurofreeze.console import say
 from neurofreeze.errors import RunError
 
