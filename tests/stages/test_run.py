@@ -38,7 +38,7 @@ def test_resolved_settings_repeat_the_run(finished: Path, tiny_checkpoint: Path)
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_step_of_every_arm_is_logged(finished: Path, arm: str) -> None:
-    rows = [row for row in metrics(finished) if row.get("arm") == arm]
+    rows = [row for row in metrics(finished) if row["stage"] == "train" and row.get("arm") == arm]
     assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(row["stage"] == "train" and 0 < row["loss"] < 20 for row in rows)
 
@@ -110,7 +110,7 @@ def test_a_second_run_reuses_every_stage(
     assert all(f"{stage}: complete, reused" in out for stage in stages)
     after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
-    assert changed <= {"report.html", "resolved.yaml", "job.json"}
+    assert changed <= {"report.html", "resolved.yaml", "job.json", "result.json"}
     assert before.keys() == after.keys()
 
 
