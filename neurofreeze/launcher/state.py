@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from neurofreeze.errors import RunError
 from neurofreeze.launcher import slurm
 from neurofreeze.launcher.job import SETTINGS
 from neurofreeze.launcher.record import Record
@@ -75,15 +76,24 @@ def status(folder: Path, known: Mapping[str, slurm.SlurmJob] | None = None) -> S
 
 
 def statuses(folders: Sequence[Path]) -> list[Status]:
-    """How the jobs of many run folders go; Slurm is asked once.
+    """How the jobs of many run folders go; Slurm is asked once, and what it does not answer their files do.
 
     Raises:
-        RunError: if a file of a folder is damaged, or Slurm does not answer.
+        RunError: if a file of a folder is damaged.
     """
     records = [Record.read(folder) for folder in folders]
     ids = [record.job_id for record in records if record is not None and record.job_id is not None]
-    known = slurm.squeue(ids) if slurm.available() else {}
+    try:
+        known = slurm.squeue(ids) if slurm.available() else {}
+    except RunError as error:
+        found = [status(folder, {}) for folder in folders]
+        return [_unknown(job, str(error)) if job.state == "interrupted" else job for job in found]
     return [status(folder, known) for folder in folders]
+
+
+def _unknown(job: Status, why: str) -> Status:
+    # It has left no result: it may run, wait, or have died.
+    return replace(job, state="unknown", reason=why)
 
 
 def exit_code(folder: Path) -> int | None:

@@ -12,7 +12,7 @@ from neurofreeze.errors import RunError
 from neurofreeze.launcher.folders import run_folders
 from neurofreeze.launcher.job import Job, typed
 from neurofreeze.launcher.record import Record
-from neurofreeze.launcher.state import exit_code, status
+from neurofreeze.launcher.state import exit_code, status, statuses
 from neurofreeze.tracking.result import write_failure
 
 SETTINGS = "{training: {steps: 8}, alignment: {mode: never}}"
@@ -68,6 +68,19 @@ def test_the_state_is_read_from_what_the_job_left(run: Path) -> None:
     assert (found.state, found.reason, exit_code(run)) == ("failed", "a wrong turn", 1)
     (run / "result.json").write_text('{"command": "train", "exit_code": 0, "metrics": {}}', encoding="utf-8")
     assert (status(run).state, exit_code(run)) == ("complete", 0)
+
+
+def test_files_answer_where_slurm_does_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_: object) -> None:
+        raise RunError("squeue did not answer within 60 s")
+
+    monkeypatch.setattr("neurofreeze.launcher.slurm.available", lambda: True)
+    monkeypatch.setattr("neurofreeze.launcher.slurm.squeue", silent)
+    Record(job_id="12_3").write(run)
+    (found,) = statuses([run])
+    assert (found.state, found.reason, found.step) == ("unknown", "squeue did not answer within 60 s", 3)
+    (run / "result.json").write_text('{"command": "train", "exit_code": 0, "metrics": {}}', encoding="utf-8")
+    assert [found.state for found in statuses([run])] == ["complete"]
 
 
 def test_a_folder_that_is_neither_run_nor_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
