@@ -128,8 +128,9 @@ def computes_in_bf16(wanted: str) -> bool:
     if wanted != "auto":
         return wanted == "true"
     # Without the instructions bfloat16 is emulated and slower than float32.
-    gpu = torch.cuda.is_available()
-    return all(gather(bool(torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported())))
+    if torch.cuda.is_available():
+        return all(gather(torch.cuda.is_bf16_supported(including_emulation=False)))
+    return all(gather(torch.cpu._is_avx512_bf16_supported()))
 
 
 def _let_fsdp_run_without_gpu() -> None:

@@ -221,6 +221,14 @@ class _SFTTrainer(SFTTrainer):
         self.backend.require(self)
         return found
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks at the step count after a step only: from the checkpoint of the last one, within an epoch, it
+        # would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self.args.device.type == "cpu":
             return Trainer.compute_loss(self, model, inputs, *args, **kwargs)
@@ -228,7 +236,7 @@ class _SFTTrainer(SFTTrainer):
 
 
 def _arguments(config: TrainingConfig, folder: Path, seed: int, backend: Backend = ONE_PROCESS) -> SFTConfig:
-    return SFTConfig(
+    found = SFTConfig(
         output_dir=str(folder),
         max_steps=config.steps or -1,
         num_train_epochs=config.epochs,
@@ -253,6 +261,9 @@ def _arguments(config: TrainingConfig, folder: Path, seed: int, backend: Backend
         disable_tqdm=True,
         **backend.options(),
     )
+    # One process on a machine with several GPUs uses the first; Trainer would put DataParallel around the model.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
@@ -25,6 +26,7 @@ from neurofreeze.neurons import NeuronMap
 from neurofreeze.training.backends import Backend
 from neurofreeze.training.checkpointing import Checkpoints
 from neurofreeze.training.sft import TrainingResult, _arguments, _identity, _row, _SFTTrainer, fine_tune
+from neurofreeze.training.stopping import Stopped, StopSignals
 from neurofreeze.verification import verify, weights_fingerprint
 
 CONFIG = TrainingConfig(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0, max_length=48, bf16="false")
@@ -165,6 +167,39 @@ def test_a_fine_tune_goes_on_from_its_last_checkpoint_to_the_same_bits(
     assert [step for step, _ in result.losses] == [1, 2, 3]
     first, second = ((folder / "model.safetensors").read_bytes() for folder in (tuned[0], tmp_path / "out"))
     assert first == second
+
+
+def test_a_fine_tune_that_a_signal_stops_after_its_last_step_takes_no_step_more(
+    tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+) -> None:
+    signals, seen = StopSignals(), []
+
+    def last(done: int, total: int) -> None:
+        seen.append(done)
+        signals.requested = signal.SIGTERM if done == total else 0
+
+    output = tmp_path / "out"
+    with pytest.raises(Stopped, match="saved at step 3"):
+        fine_tune(tiny_checkpoint, output, examples, CONFIG, seed=0, mask=mask, progress=last, signals=signals)
+    result = fine_tune(tiny_checkpoint, output, examples, CONFIG, seed=0, mask=mask, progress=last)
+    assert seen == [1, 2, 3]
+    assert [step for step, _ in result.losses] == [1, 2, 3]
+    assert result.fingerprint == tuned[1].fingerprint
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (tuned[0], output))
+    assert first == second
+
+
+def test_one_process_trains_on_one_of_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SFTConfig.__post_init__
+
+    def with_four(self: SFTConfig) -> None:
+        original(self)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(SFTConfig, "__post_init__", with_four)
+    args = _arguments(CONFIG, tmp_path, seed=0)
+    assert args.n_gpu <= 1
+    assert args.train_batch_size == CONFIG.batch_size
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the override is for machines without a GPU")
