@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from neurofreeze.stages.context import Run
 from neurofreeze.tracking.guarded import Guarded
 from neurofreeze.tracking.making import make
 from neurofreeze.tracking.session import tracked
+from neurofreeze.training.stopping import Stopped
 from tests.stages.runs import metrics
 
 
@@ -86,6 +89,29 @@ def test_work_that_fails_ends_the_tracker_and_is_not_hidden(run: Run, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         session(run, tracker, monkeypatch, fail)
     assert tracker.calls[-1] == ("finish", 1)
+    assert run.folder.tracker is None
+
+
+def test_a_job_that_a_signal_has_stopped_does_not_wait_for_an_upload(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is requeued after that, and killed soon."""
+
+    def stop() -> int:
+        raise Stopped(signal.SIGUSR1, 12)
+
+    class Uploads(Flaky):
+        def finish(self, code: int) -> None:
+            super().finish(code)
+            uploaded.wait(30)
+
+    tracker, uploaded = Uploads(), threading.Event()
+    monkeypatch.setattr("neurofreeze.tracking.session._STOPPED_SECONDS", 0.05)
+    with pytest.raises(Stopped):
+        session(run, tracker, monkeypatch, stop)
+    uploaded.set()
+    assert tracker.calls == [("log", 2.0), ("log", 1.0), ("finish", 1)]
+    assert "the tracker has not ended within 0 s and is left" in capsys.readouterr().out
     assert run.folder.tracker is None
 
 
