@@ -132,7 +132,8 @@ class RunFolder:
     def attempt(self, stage: str, arm: str | None = None) -> Callable[[dict[str, Any]], None]:
         """What logs the rows of one more attempt at a training, each with the attempt's number; see `rows.current`."""
         path = self.path / METRICS
-        drop_unfinished(path)
+        if rank() == 0:  # which alone writes: to another rank's file system rows may not have come yet
+            drop_unfinished(path)
         of = {"stage": stage, **({} if arm is None else {"arm": arm})}
         number = next_attempt(read_rows(path), of)
         return lambda row: self.log({**of, "attempt": number, **row})

@@ -181,7 +181,9 @@ def _read(folder: Path) -> Checkpoint:
         step, digest, files = int(marker["step"]), str(marker["digest"]), dict(marker["files"])
     except FileNotFoundError:
         raise _NotWholeError(f"it has no {MARKER}: saving it was interrupted") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except OSError as error:  # of a file system that may be well again soon: no reason to remove what was saved
+        raise RunError(f"{folder / MARKER} cannot be read ({error}); run the command again once it can") from error
+    except (ValueError, TypeError, KeyError) as error:
         raise _NotWholeError(f"its {MARKER} cannot be read: {error!r}") from error
     if digest != identity.digest:
         raise _NotWholeError(f"the digest in its {MARKER} is not that of the settings there")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from neurofreeze.stages.folder import RunFolder
 from neurofreeze.stages.rows import current, read_rows
 
@@ -61,3 +63,14 @@ def test_a_row_that_was_cut_short_does_not_spoil_the_next(tmp_path: Path) -> Non
 
 def test_without_a_file_there_are_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_only_rank_0_cuts_off_what_it_may_be_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": "select"}\n{"sta', encoding="utf-8")
+    monkeypatch.setenv("RANK", "1")
+    RunFolder(tmp_path).attempt("train", "none")({"global_step": 1})
+    assert path.read_text(encoding="utf-8") == '{"stage": "select"}\n{"sta'
+    monkeypatch.setenv("RANK", "0")
+    RunFolder(tmp_path).attempt("train", "none")
+    assert path.read_text(encoding="utf-8") == '{"stage": "select"}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -133,6 +134,19 @@ def test_what_is_not_whole_is_removed_and_the_one_before_taken(
     assert "checkpoint-2 is not a whole checkpoint" in out
     assert said in out
     assert steps(tmp_path / "a") == ["checkpoint-1"]
+
+
+def test_one_that_cannot_be_read_for_now_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def stale(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", stale)
+        with pytest.raises(RunError, match=r"cannot be read .*Stale file handle"):
+            take_newest(tmp_path, IDENTITY)
+    assert take_newest(tmp_path, IDENTITY) is not None
 
 
 def test_one_of_other_settings_is_refused_and_stays(tmp_path: Path) -> None:
