@@ -53,12 +53,13 @@ def start(job: Job, log: Path | None = None) -> subprocess.Popen[bytes]:
     return process
 
 
-def wait(process: subprocess.Popen[bytes]) -> int:
+def wait(process: subprocess.Popen[bytes], received: list[int] | None = None) -> int:
     """Wait for a job's process, handing it the signals that come meanwhile; returns the exit code.
 
-    That is 128 + N after signal N, whatever torchrun makes of it.
+    That is 128 + N after signal N, whatever torchrun makes of it. The signals are added to `received`.
     """
-    with _forwarding(process) as received:
+    received = [] if received is None else received
+    with _forwarding(process, received):
         code = process.wait()
     if code < 0:
         return 128 - code
@@ -66,9 +67,7 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    received: list[int] = []
-
+def _forwarding(process: subprocess.Popen[bytes], received: list[int]) -> Iterator[None]:
     def forward(number: int, _: FrameType | None) -> None:
         received.append(number)
         if process.poll() is None:
@@ -76,7 +75,7 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
     before: dict[int, Any] = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -54,7 +54,10 @@ def _group(alone: bool) -> Iterator[None]:
 
     gpu = torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        # Where each rank is shown a GPU of its own, as by --gpus-per-task, that is number 0 of every rank; DeepSpeed
+        # takes LOCAL_RANK for the number.
+        os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     first = os.environ["RANK"] == "0"
     # What ranks tell each other goes over gloo also where tensors go over NCCL.
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=_TIMEOUT)

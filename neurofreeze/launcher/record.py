@@ -63,9 +63,14 @@ class Record:
         return f"process {self.pid}" if self.job_id is None else f"job {self.job_id}"
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether it is a process of another machine, which cannot be looked at from here."""
+        return self.job_id is None and self.host != socket.gethostname()
+
+    @property
     def process(self) -> psutil.Process | None:
         """The process, if it still runs and is on this machine."""
-        if self.pid is None or self.started is None or self.host != socket.gethostname():
+        if self.pid is None or self.started is None or self.elsewhere:
             return None
         try:
             process = psutil.Process(self.pid)
@@ -80,6 +85,6 @@ class Record:
         Raises:
             RunError: if it is on another machine.
         """
-        if self.host != socket.gethostname():
+        if self.elsewhere:
             raise RunError(f"the job is process {self.pid} of {self.host}, not of this machine; run this there")
         return self.process

@@ -12,6 +12,7 @@ from pathlib import Path
 from neurofreeze.errors import RunError
 
 _TIMEOUT = 60.0  # seconds, of one call
+_OF_CLIENTS = ("SLURM_CONF", "SLURM_JWT", "SLURM_SACK", "SLURM_CLUSTERS")  # how to reach Slurm
 _FIELDS = "JobArrayID:40,State:24,exit_code:12,RestartCnt:12,Reason:80"
 _NO_JOB = "67108863"  # above MaxJobId
 # Everything else is a job that waits, runs, or will go on by itself.
@@ -110,8 +111,15 @@ def _exit_code(state: str, status: int) -> int:
     return 128 + signal if signal else status >> 8 or 1
 
 
+def _misleads(variable: str) -> bool:
+    # Settings of sbatch that the script does not show; and those of a job that this one is submitted from, which it
+    # would take for its own: the id of that job's array, or what that job's srun was to allocate.
+    within = "SLURM_JOB_ID" in os.environ and variable.startswith("SLURM_")
+    return variable.startswith("SBATCH_") or (within and not variable.startswith(_OF_CLIENTS))
+
+
 def _call(*words: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SBATCH_")}
+    environment = {key: value for key, value in os.environ.items() if not _misleads(key)}
     try:
         done = subprocess.run(
             words,

@@ -130,6 +130,8 @@ def _state(folder: Path, record: Record | None, job: slurm.SlurmJob | None) -> t
         return "running", ""
     if result is not None:
         return ("complete" if result["exit_code"] == 0 else "failed"), error
+    if record is not None and record.elsewhere:
+        return "unknown", f"it is a process of {record.host}; look there"
     if (folder / METRICS).is_file() or record is not None:
         # Without a record, it is or was the work of a process that nobody noted.
         return ("unfinished" if record is None else "interrupted"), ""

@@ -27,6 +27,7 @@ def submit(job: Job) -> int:
     if cluster.name == "local":
         from neurofreeze.launcher.work import work
 
+        require_ended(job.folder)
         code = work(job)
         job.save()
         return code
@@ -64,14 +65,19 @@ def prepare(job: Job) -> None:
     Raises:
         RunError: if the folder has a job that has not ended: two would write to the same files.
     """
-    record = Record.read(job.folder)
-    if record is not None and exit_code(job.folder) is None:
-        raise RunError(
-            f"{job.folder} has {record.name}, which has not ended; wait for it, or `neurofreeze cancel {job.folder}`"
-        )
+    require_ended(job.folder)
     (job.folder / RESULT).unlink(missing_ok=True)  # of an attempt before this one
     (job.folder / LOGS).mkdir(parents=True, exist_ok=True)
     job.save()
+
+
+def require_ended(folder: Path) -> None:
+    """Raise RunError if the folder has a job that has not ended: it would find the settings of another command."""
+    record = Record.read(folder)
+    if record is not None and exit_code(folder) is None:
+        raise RunError(
+            f"{folder} has {record.name}, which has not ended; wait for it, or `neurofreeze cancel {folder}`"
+        )
 
 
 def write_script(folder: Path, text: str) -> Path:

@@ -17,6 +17,7 @@ from neurofreeze.launcher.record import Record
 from neurofreeze.launcher.script import render
 from neurofreeze.launcher.submit import prepare, write_script
 from neurofreeze.launcher.submitted import Submitted
+from neurofreeze.training.stopping import Stopped
 
 # What may differ when a sweep goes on in its folder.
 _ELSEWHERE = ("cluster", "backend", "tracker", "monitor", "overwrite", "objective")
@@ -115,8 +116,11 @@ def _here(job: Job) -> int:
     # A process each: its memory is free afterwards, and if it crashes the next one still runs.
     prepare(job)
     say(f"{job.folder}: {' '.join(job.overrides)}")
-    code = processes.wait(processes.start(job, job.folder / processes.LOG))
+    received: list[int] = []
+    code = processes.wait(processes.start(job, job.folder / processes.LOG), received)
     say(f"{job.folder}: {'complete' if code == 0 else f'failed with exit code {code}, see {processes.LOG} in it'}")
+    if received:  # Ctrl-C is meant for the sweep, not for one job after another
+        raise Stopped(received[0])
     return code
 
 

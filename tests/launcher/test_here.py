@@ -19,6 +19,7 @@ from neurofreeze.cli import main
 from neurofreeze.errors import ConfigError
 from neurofreeze.launcher import processes
 from neurofreeze.launcher.job import FILE, Job, typed
+from neurofreeze.launcher.ranks import connected
 from neurofreeze.launcher.record import Record
 
 from .interpreter import interpreter
@@ -41,6 +42,23 @@ def test_ranks_are_started_by_torchrun_which_lets_them_save() -> None:
     options = {"--standalone", "--nproc-per-node=4", "--max-restarts=0", "--shutdown-timeout=600"}
     assert options | {"--signals-to-handle=SIGINT,SIGTERM,SIGHUP,SIGUSR1"} == set(words[3:-3])
     assert words[-3:] == ["-m", "neurofreeze.launcher.rank", "/runs/a b"]
+
+
+def test_a_rank_that_is_shown_one_gpu_takes_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Slurm's --gpus-per-task."""
+    taken: list[int] = []
+    for name, found in {"is_available": lambda: True, "device_count": lambda: 1, "set_device": taken.append}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", found)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, **__: None)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "3")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "4")
+    with connected(typed("{backend: {name: ddp}, cluster: {name: torchrun, ranks_per_node: 4}}")):
+        assert (os.environ["RANK"], os.environ["LOCAL_RANK"]) == ("3", "0")
+    assert taken == [0]
+    assert os.environ["LOCAL_RANK"] == "3"
 
 
 def test_the_child_s_exit_code_is_the_command_s(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +92,9 @@ def test_a_background_job_is_seen_and_cancelled(tmp_path: Path, capsys: pytest.C
     assert job.status().job == f"process {record.pid}"
     assert main(["train", *ONE, "name=a"]) == 1
     assert f"{job.folder} has process {record.pid}, which has not ended; wait for it" in capsys.readouterr().err
+    assert main(["report", "name=a"]) == 1  # in this process: it would leave its own settings for the job to go on with
+    assert f"{job.folder} has process {record.pid}, which has not ended; wait for it" in capsys.readouterr().err
+    assert Job.load(job.folder).command == "train"
     assert nf.Submitted(job.folder).cancel()
     assert job.wait(poll_seconds=0.05) == 1
     assert not job.cancel()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +85,23 @@ def test_the_last_job_of_an_array_does_not_requeue_all_of_it(fake: FakeSlurm, mo
 def test_other_jobs_are_not(cluster: Any, stopped: Stopped, fake: FakeSlurm) -> None:
     leave(cluster, stopped)
     assert not fake.requeued
+
+
+def test_a_job_submitted_from_another_takes_nothing_of_its_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would requeue a job of the array that it was submitted from, and its srun would allocate as there."""
+    seen: dict[str, str] = {}
+
+    def run(words: list[str], **options: Any) -> Any:
+        seen.update(options["env"])
+        return SimpleNamespace(returncode=0, stdout="13\n", stderr="")
+
+    monkeypatch.setattr("neurofreeze.launcher.slurm.subprocess.run", run)
+    theirs = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_MEM_PER_CPU": "99"}
+    for name, value in {**theirs, "SLURM_CONF": "/etc/ours.conf", "SBATCH_PARTITION": "other"}.items():
+        monkeypatch.setenv(name, value)
+    assert slurm.sbatch(Path("job.sbatch")) == "13"
+    assert seen["SLURM_CONF"] == "/etc/ours.conf"
+    assert not {*theirs, "SBATCH_PARTITION"} & seen.keys()
 
 
 def test_outside_slurm_nothing_is_asked(fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

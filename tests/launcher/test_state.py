@@ -70,6 +70,14 @@ def test_the_state_is_read_from_what_the_job_left(run: Path) -> None:
     assert (status(run).state, exit_code(run)) == ("complete", 0)
 
 
+def test_a_process_of_another_machine_may_still_run(run: Path) -> None:
+    Record(pid=1, host="elsewhere", started=0.0).write(run)
+    found = status(run)
+    assert (found.state, found.reason) == ("unknown", "it is a process of elsewhere; look there")
+    write_failure(run, "train", ValueError("a wrong turn"))
+    assert status(run).state == "failed"
+
+
 def test_files_answer_where_slurm_does_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(_: object) -> None:
         raise RunError("squeue did not answer within 60 s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,19 @@ def test_jobs_follow_one_another_and_a_failed_one_takes_no_other(
         log = (folder / str(number) / "logs" / "local.log").read_text(encoding="utf-8")
         assert log == f"fraction: {fraction}\n"
     assert [job["folder"] for job in json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_sweep_and_not_only_the_job(number: signal.Signals, tmp_path: Path) -> None:
+    body = 'touch "$3/began"; until grep -q pid "$3/job.json"; do sleep 0.1; done; sleep 0.5; '
+    body += 'kill -s "$(cat signal)" "$PPID"; exec sleep 20'
+    (tmp_path / "signal").write_text(number.name[3:], encoding="utf-8")
+    words = [sys.executable, "-m", "neurofreeze", "run", "-m", "seed=0,1", "name=two", interpreter(tmp_path, body)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 128 + number
+    assert "the same command goes on from here" in done.stderr
+    assert [path.parent.name for path in tmp_path.glob("sweeps/two/*/began")] == ["0"]
 
 
 def test_an_optimising_sweep_takes_its_ranges_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
