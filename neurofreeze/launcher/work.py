@@ -6,19 +6,19 @@ from importlib import import_module
 
 from neurofreeze.launcher.job import Job
 from neurofreeze.launcher.ranks import connected
-from neurofreeze.launcher.requeue import leave
+from neurofreeze.launcher.requeue import kept, leave
 from neurofreeze.training.stopping import Stopped, StopSignals
 
 
 def work(job: Job) -> int:
     """Run the job's command in this process, as one of its ranks; returns the exit code."""
-    signals = StopSignals()
+    signals, before = StopSignals(), kept(job.folder)
     with signals.listening():
         try:
             with connected(job.config):
                 return _work(job, signals)
         except Stopped as stopped:
-            leave(job.config.cluster, stopped)
+            leave(job.config.cluster, stopped, progress=kept(job.folder) != before)
             raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from neurofreeze.config.cluster import ClusterConfig
 from neurofreeze.errors import RunError
 from neurofreeze.launcher import requeue, slurm
-from neurofreeze.launcher.requeue import leave
+from neurofreeze.launcher.requeue import kept, leave
 from neurofreeze.training.stopping import Stopped
 
 CLUSTER = ClusterConfig(name="slurm")
@@ -85,6 +86,53 @@ def test_the_last_job_of_an_array_does_not_requeue_all_of_it(fake: FakeSlurm, mo
 def test_other_jobs_are_not(cluster: Any, stopped: Stopped, fake: FakeSlurm) -> None:
     leave(cluster, stopped)
     assert not fake.requeued
+
+
+@pytest.mark.parametrize(
+    ("stopped", "restarts", "progress", "requeued"),
+    [
+        (AT_ONCE, "1", False, []),
+        (AT_ONCE, "1", True, ["12"]),
+        (AT_ONCE, None, False, ["12"]),  # the first time something else may have taken its time
+        (Stopped(signal.SIGTERM), "1", False, ["12"]),  # preempted early
+        (Stopped(signal.SIGUSR1, 3), "1", False, ["12"]),
+    ],
+)
+def test_a_job_that_comes_no_further_is_not_requeued_for_ever(
+    stopped: Stopped,
+    restarts: str | None,
+    progress: bool,
+    requeued: list[str],
+    fake: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    leave(CLUSTER, stopped, progress)
+    assert fake.requeued == requeued
+    assert ("give it more with cluster.time" in capsys.readouterr().out) == (not requeued)
+
+
+def test_stages_batches_and_checkpoints_are_progress_and_logs_are_not(tmp_path: Path) -> None:
+    seen = [kept(tmp_path)]
+    for name in (
+        "stages/select.json",
+        "selection/unfinished/rank-0.safetensors",
+        "arms/none.unfinished/checkpoint-1/complete.json",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+        seen.append(kept(tmp_path))
+    assert [len(found) for found in seen] == [0, 1, 2, 3]
+    os.utime(tmp_path / "selection/unfinished/rank-0.safetensors", ns=(0, 0))  # more batches in the same file
+    assert kept(tmp_path) != seen[-1]
+    before = kept(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "train-12.out").write_text("begins", encoding="utf-8")
+    assert kept(tmp_path) == before
 
 
 def test_a_job_submitted_from_another_takes_nothing_of_its_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
