@@ -40,12 +40,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_settings_and_batch_scripts_come_with_it(environment: Path, tmp_path: Path) -> None:
+def test_settings_batch_scripts_and_tasks_come_with_it(environment: Path, tmp_path: Path) -> None:
     command = environment / "bin" / "neurofreeze"
     shown = run(command, "run", "backend=zero3", "--cfg", "job", "--resolve", folder=tmp_path)
     assert "stage3_gather_16bit_weights_on_model_save: true" in shown
     script = run(command, "train", "cluster=slurm", "cluster.dry_run=true", folder=tmp_path)
     assert f"{environment / 'bin' / 'python'} -m neurofreeze.launcher.rank" in script.replace("python3", "python")
+    tasks = run(environment / "bin" / "python", "-m", "neurofreeze.evaluation.tasks", folder=tmp_path).strip()
+    assert Path(tasks).is_relative_to(environment)
+    assert {file.stem for file in Path(tasks).glob("*.yaml")} == {"refusals", "lookalikes", "instructions"}
 
 
 @pytest.mark.slow
