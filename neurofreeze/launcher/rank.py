@@ -15,6 +15,8 @@ from neurofreeze.cli import guarded
 from neurofreeze.console import quiet
 from neurofreeze.errors import ConfigError, OtherRankError, RunError
 from neurofreeze.launcher.job import Job
+from neurofreeze.launcher.record import Record
+from neurofreeze.launcher.state import RESULT
 from neurofreeze.training.stopping import Stopped
 
 _HEAD_START = 5.0  # seconds
@@ -29,6 +31,7 @@ def main() -> int:
 
 def _work() -> int:
     job = Job.load(Path(sys.argv[1]))
+    _note(job)
     try:
         return _work_on(job)
     except Exception as error:
@@ -36,6 +39,20 @@ def _work() -> int:
 
         write_failure(job.folder, job.command, error)
         raise
+
+
+def _note(job: Job) -> None:
+    # A batch script that was submitted again by hand is another job than the one on record: it could not be looked at
+    # or cancelled, and would not keep a second one from starting beside it.
+    from neurofreeze.launcher.requeue import job_id  # after `quiet`, as below
+
+    number = job_id(os.environ) if job.config.cluster.name == "slurm" else None
+    if number is None or os.environ.get("RANK", "0") != "0":
+        return
+    record = Record.read(job.folder)
+    if record is None or record.job_id != number:
+        (job.folder / RESULT).unlink(missing_ok=True)  # of the job before
+        Record(job_id=number).write(job.folder)
 
 
 def _work_on(job: Job) -> int:

@@ -44,7 +44,7 @@ def leave(cluster: ClusterConfig, stopped: Stopped, progress: bool = True) -> No
     """
     # Ctrl-C comes from a person, who wants the job to end.
     wanted = cluster.name == "slurm" and cluster.requeue and stopped.number != signal.SIGINT
-    job = _job_id(os.environ) if wanted else None
+    job = job_id(os.environ) if wanted else None
     if job is not None and stopped.step is None and not progress and _again(stopped):
         if rank() == 0:
             say(
@@ -82,7 +82,8 @@ def _again(stopped: Stopped) -> bool:
     return stopped.number == signal.SIGUSR1 and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
-def _job_id(environment: Mapping[str, str]) -> str | None:
+def job_id(environment: Mapping[str, str]) -> str | None:
+    """Of the Slurm job that this process is part of, as squeue writes it; None outside Slurm."""
     # The last task of an array has the array's own number as its SLURM_JOB_ID, which stands for all tasks.
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"

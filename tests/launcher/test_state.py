@@ -9,6 +9,7 @@ import pytest
 
 from neurofreeze.cli import main
 from neurofreeze.errors import RunError
+from neurofreeze.launcher import rank
 from neurofreeze.launcher.folders import run_folders
 from neurofreeze.launcher.job import Job, typed
 from neurofreeze.launcher.record import Record
@@ -68,6 +69,28 @@ def test_the_state_is_read_from_what_the_job_left(run: Path) -> None:
     assert (found.state, found.reason, exit_code(run)) == ("failed", "a wrong turn", 1)
     (run / "result.json").write_text('{"command": "train", "exit_code": 0, "metrics": {}}', encoding="utf-8")
     assert (status(run).state, exit_code(run)) == ("complete", 0)
+
+
+def test_a_script_that_is_submitted_again_by_hand_is_the_job_from_then_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rank", str(run)])
+    monkeypatch.setattr("neurofreeze.launcher.rank._work_on", lambda _: 0)
+    for name in ("RANK", "SLURM_ARRAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    settings = "{cluster: {name: slurm}, alignment: {mode: never}}"
+    Job("train", run, typed(settings), settings).save()
+    Record(job_id="12").write(run)
+    write_failure(run, "train", ValueError("a wrong turn"))
+    for number, recorded, left in (("12", "12", True), ("13", "13", False)):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        assert rank.main() == 0
+        assert Record.read(run) == Record(job_id=recorded)
+        assert (run / "result.json").is_file() == left
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "14")
+    assert rank.main() == 0
+    assert Record.read(run) == Record(job_id="13")
 
 
 def test_a_process_of_another_machine_may_still_run(run: Path) -> None:
