@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False)
+# Without markup: settings, folders and errors have brackets of their own, and [/data] would raise an error.
+console = Console(highlight=False, markup=False, emoji=False)
 _PLAIN_EVERY = 15.0  # seconds between plain lines of one stage
 
 

@@ -58,4 +58,4 @@ def _follow(folder: Path, log: Path) -> None:
 
 def _print(text: str) -> None:
     if text:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
