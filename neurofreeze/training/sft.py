@@ -20,6 +20,7 @@ from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.console import say
 from neurofreeze.data.examples import Example, digest
 from neurofreeze.distributed import first_rank, world_size
+from neurofreeze.files import sync, sync_tree
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
@@ -148,8 +149,11 @@ def fine_tune(
     def save() -> None:
         whole = _rebuilt(base, adaptation, gathered) if gathered is not None else model
         _save(whole if adaptation is None else adaptation.merge(whole), tokenizer, base, workspace / "final")
+        # Else, after a power cut, the stage could count as complete with weights that never reached the disk.
+        sync_tree(workspace / "final")
         shutil.rmtree(output, ignore_errors=True)
         (workspace / "final").replace(output)
+        sync(output.parent)
         shutil.rmtree(workspace)
 
     first_rank(save)

@@ -112,9 +112,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
 
 
 def test_the_output_appears_only_when_complete(
-    tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+    tiny_checkpoint: Path,
+    mask: NeuronMask,
+    examples: list[Example],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, seen = tmp_path / "out", []
+    output, seen, flushed = tmp_path / "out", [], []
+
+    def flush(folder: Path) -> None:
+        flushed.append((folder.name, (folder / "model.safetensors").is_file(), output.exists()))
+
+    monkeypatch.setattr("neurofreeze.training.sft.sync_tree", flush)
 
     def progress(done: int, total: int) -> None:
         assert not output.exists()
@@ -122,6 +131,7 @@ def test_the_output_appears_only_when_complete(
 
     fine_tune(tiny_checkpoint, output, examples, CONFIG, seed=0, mask=mask, progress=progress)
     assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert flushed == [("final", True, False)]  # before it appears
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
     assert not list(output.glob("checkpoint-*"))
 
