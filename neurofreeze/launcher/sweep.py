@@ -17,7 +17,7 @@ from neurofreeze.launcher.record import Record
 from neurofreeze.launcher.script import render
 from neurofreeze.launcher.submit import prepare, write_script
 from neurofreeze.launcher.submitted import Submitted
-from neurofreeze.training.stopping import Stopped
+from neurofreeze.training.stopping import SIGNALS, Stopped
 
 # What may differ when a sweep goes on in its folder.
 _ELSEWHERE = ("cluster", "backend", "tracker", "monitor", "overwrite", "objective")
@@ -119,8 +119,10 @@ def _here(job: Job) -> int:
     received: list[int] = []
     code = processes.wait(processes.start(job, job.folder / processes.LOG), received)
     say(f"{job.folder}: {'complete' if code == 0 else f'failed with exit code {code}, see {processes.LOG} in it'}")
-    if received:  # Ctrl-C is meant for the sweep, not for one job after another
-        raise Stopped(received[0])
+    # Ctrl-C is meant for the sweep, not for one job after another; so is `neurofreeze cancel`, which signals a job.
+    number = received[0] if received else code - 128
+    if number in SIGNALS:
+        raise Stopped(number)
     return code
 
 

@@ -50,6 +50,13 @@ def test_ctrl_c_ends_the_sweep_and_not_only_the_job(number: signal.Signals, tmp_
     assert [path.parent.name for path in tmp_path.glob("sweeps/two/*/began")] == ["0"]
 
 
+def test_cancelling_ends_the_sweep_and_not_only_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = 'touch "$3/began"; kill -s TERM $$; exec sleep 20'  # as `neurofreeze cancel` signals the job's process
+    assert main(["run", "-m", "seed=0,1", "name=two", interpreter(tmp_path, body)]) == 143
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert [path.parent.name for path in Path("sweeps/two").glob("*/began")] == ["0"]
+
+
 def test_an_optimising_sweep_takes_its_ranges_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     conf = tmp_path / "conf"
     (conf / "hydra" / "sweeper").mkdir(parents=True)
