@@ -18,6 +18,7 @@ from neurofreeze.errors import RunError
 from neurofreeze.files import write_atomically
 from neurofreeze.stages.rows import drop_unfinished, next_attempt, read_rows
 from neurofreeze.tracking.base import Tracker
+from neurofreeze.tracking.result import FILE as RESULT
 
 METRICS = "metrics.jsonl"
 
@@ -90,6 +91,7 @@ class RunFolder:
                 "give this run a folder of its own with name=..., or redo it with overwrite=true"
             )
         self._path(stage).unlink(missing_ok=True)
+        (self.path / RESULT).unlink(missing_ok=True)  # of a command before; this one may be interrupted
         return None
 
     def _complete(self, stage: str, settings: dict[str, Any], result: dict[str, Any], seconds: float) -> dict[str, Any]:

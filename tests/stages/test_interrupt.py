@@ -51,6 +51,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert neurofreeze("run", tiny_checkpoint, folder) == 130
     assert "interrupted; saved at step 2; the same command goes on from here" in capsys.readouterr().err
     assert not (folder / "arms" / arm).exists()
+    assert not (folder / "result.json").exists(), "the result of the run before says nothing of this one"
     assert [path.name for path in (folder / "arms" / f"{arm}.unfinished").glob("checkpoint-*")] == ["checkpoint-2"]
 
     assert neurofreeze("run", tiny_checkpoint, folder) == 0
