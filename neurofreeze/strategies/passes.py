@@ -42,7 +42,7 @@ def require_some(batches: Sequence[Batch]) -> Sequence[Batch]:
 def share(batches: Sequence[Batch]) -> Sequence[Batch]:
     """The batches that fall to this rank, for models that every rank has whole."""
     ranks = world_size()
-    # A process may have a rank's number before, or without, being connected to the others; then all batches are its own.
+    # A process may have a rank's number before, or without, being connected to others; then all batches are its own.
     return batches if ranks == 1 else batches[rank() :: ranks]
 
 
