@@ -218,7 +218,7 @@ def run_cells(folder: str) -> None:
 @pytest.fixture(scope="module", params=WORLDS, ids=[f"{ranks} ranks" for ranks in WORLDS])
 def cells(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("cells")
-    run_distributed_test(run_cells, world_size=request.param, args=(str(folder),))
+    run_distributed_test(run_cells, world_size=request.param, args=(str(folder),), timeout=850)
     return json.loads((folder / "cells.json").read_text())
 
 
