@@ -52,14 +52,14 @@ def config(changes: str = "") -> Config:
 @pytest.mark.parametrize(
     ("name", "command", "changes", "folder", "numbers"),
     [
-        ("gpu_cluster", "train", "", "/work/runs/llama-8b", ()),
-        ("gpu_cluster_sweep", "run", "", "/work/sweeps/llama-8b", range(4)),
-        ("gpu_cluster_torchrun", "train", "cluster: {launch: torchrun}", "/work/runs/llama-8b", ()),
+        ("gpu_cluster", "train", "", "/scratch/runs/llama-8b", ()),
+        ("gpu_cluster_sweep", "run", "", "/scratch/sweeps/llama-8b", range(4)),
+        ("gpu_cluster_torchrun", "train", "cluster: {launch: torchrun}", "/scratch/runs/llama-8b", ()),
         (
             "container",
             "train",
             "cluster: {container: apptainer exec --nv 'my images/nf.sif', python: null}",
-            "/work/runs/c",
+            "/scratch/runs/c",
             (),
         ),
     ],
@@ -107,9 +107,9 @@ def test_no_setting_is_read_as_shell(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_that_slurm_would_change_is_refused() -> None:
     with pytest.raises(RunError, match="backslash or control character"):
-        render("train", config(), Path("/work/a\\b"))
+        render("train", config(), Path("/scratch/a\\b"))
     with pytest.raises(RunError, match="backslash or control character"):
-        render("train", config(), Path("/work/a\n#SBATCH --uid=0"))
+        render("train", config(), Path("/scratch/a\n#SBATCH --uid=0"))
 
 
 @pytest.mark.parametrize(
