@@ -49,8 +49,8 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", place: bool = Tr
     return model.to("cuda") if place and torch.cuda.is_available() else model
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, with a padding token and a chat template.
+def plain_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, with a padding token.
 
     Raises:
         ModelError: if there is none.
@@ -61,6 +61,16 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`, with a padding token and a chat template.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    tokenizer = plain_tokenizer(folder)
     if tokenizer.chat_template is None:
         warnings.warn(
             f"{folder} has no chat template; using plain 'User: ... Assistant:' turns. Is this an instruction model?",

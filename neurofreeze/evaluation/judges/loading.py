@@ -37,9 +37,9 @@ def load_judge(config: JudgeConfig, phrases: str) -> Judge:
 def _from_checkpoint(folder: Path, label: str, config: JudgeConfig) -> Judge:
     from neurofreeze.evaluation.judges.classifier import ClassifierJudge
     from neurofreeze.evaluation.judges.generative import GenerativeJudge, through_prompt, through_template
-    from neurofreeze.models.load import load_model
+    from neurofreeze.models.load import load_model, plain_tokenizer
 
-    tokenizer = _tokenizer(folder)
+    tokenizer = plain_tokenizer(folder)
     if config.name == "classifier":
         model = _classifier(folder, tokenizer.pad_token_id)
         return ClassifierJudge(model, tokenizer, config.unsafe, config.pair, label, config.batch_size)
@@ -65,15 +65,3 @@ def _classifier(folder: Path, pad_token_id: int | None) -> Any:
         raise ModelError(f"{folder} is no trained classifier: it lacks {', '.join(missing[:3])}")
     model.config.pad_token_id = pad_token_id
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
