@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainerCallback
 
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
@@ -25,12 +24,12 @@ from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.training.adaptation import Adaptation
-from neurofreeze.training.backends import ONE_PROCESS, Backend, computes_in_bf16
+from neurofreeze.training.backends import Backend, computes_in_bf16
 from neurofreeze.training.callbacks import MetricsCallback, PublishCallback, StopCallback, silence
 from neurofreeze.training.checkpointing import Checkpoints, Identity
-from neurofreeze.training.order import FilledEpochs, with_filler
 from neurofreeze.training.stopping import Stopped, StopSignals
 from neurofreeze.training.throughput import ThroughputCallback
+from neurofreeze.training.trainer import SupervisedTrainer, arguments, row
 
 
 @dataclass(frozen=True)
@@ -112,16 +111,16 @@ def fine_tune(
     metrics, stop = MetricsCallback(log, progress), StopCallback(signals or StopSignals())
     freezing = FreezeCallback(mask, config.check_every, checked) if mask is not None else None
     with engine.in_use():
-        args = _arguments(config, checkpoints.saving, seed, engine)
+        args = arguments(config, checkpoints.saving, seed, engine)
         model = engine.load(base)
         if adaptation is not None:
             model = adaptation.attach(model)
         optimized = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-        trainer = _SFTTrainer(
+        trainer = SupervisedTrainer(
             backend=engine,
             model=model,
             args=args,
-            train_dataset=Dataset.from_list([_row(example) for example in examples]),
+            train_dataset=Dataset.from_list([row(example) for example in examples]),
             processing_class=tokenizer,
             # The clock comes first; frozen elements are checked before a checkpoint counts.
             callbacks=[
@@ -139,7 +138,7 @@ def fine_tune(
         seconds = time.perf_counter() - started
         if stop.number:
             raise Stopped(stop.number, trainer.state.global_step)
-        losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
+        losses = [(int(found["step"]), float(found["loss"])) for found in trainer.state.log_history if "loss" in found]
         gathered = engine.gather(trainer)
         if engine.shards:
             model = None
@@ -197,81 +196,6 @@ def _identity(
         backend=backend,
         ranks=world_size(),
     )
-
-
-class _SFTTrainer(SFTTrainer):
-    """SFTTrainer with the model's own loss where there is no GPU.
-
-    TRL's chunked log-probability head saves GPU memory; its CPU fallback takes more than half of a small model's step.
-    Whether the backend is the one that was asked for is looked at once the model is wrapped. The order of examples is
-    that of one process, on any number of ranks.
-    """
-
-    def __init__(self, *args: Any, backend: Backend = ONE_PROCESS, **kwargs: Any) -> None:
-        self.backend = backend
-        self.train_dataset: Any = None
-        super().__init__(*args, **kwargs)
-        if world_size() > 1:
-            self.train_dataset = with_filler(self.train_dataset)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if world_size() == 1:
-            return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * world_size()
-        return FilledEpochs(len(self.train_dataset) - 1, batch_size, self.args.data_seed)
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._prepare_for_training(*args, **kwargs)
-        self.backend.require(self)
-        return found
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Trainer looks at the step count after a step only: from the checkpoint of the last one, within an epoch, it
-        # would take one more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.args.device.type == "cpu":
-            return Trainer.compute_loss(self, model, inputs, *args, **kwargs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
-
-def _arguments(config: TrainingConfig, folder: Path, seed: int, backend: Backend = ONE_PROCESS) -> SFTConfig:
-    found = SFTConfig(
-        output_dir=str(folder),
-        max_steps=config.steps or -1,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // world_size(),
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.scheduler,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        max_length=config.max_length,
-        optim=config.optimizer,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        activation_checkpointing=config.gradient_checkpointing,
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
-        logging_steps=1,
-        include_num_input_tokens_seen="non_padding",
-        report_to="none",
-        disable_tqdm=True,
-        **backend.options(),
-    )
-    # One process on a machine with several GPUs uses the first; Trainer would put DataParallel around the model.
-    found._n_gpu = min(found.n_gpu, 1)
-    return found
-
-
-def _row(example: Example) -> dict[str, Any]:
-    return {"prompt": example.messages, "completion": [{"role": "assistant", "content": example.response}]}
 
 
 def _rebuilt(base: Path, adaptation: Adaptation | None, gathered: dict[str, torch.Tensor]) -> Any:

@@ -25,8 +25,9 @@ from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.training.backends import Backend
 from neurofreeze.training.checkpointing import Checkpoints
-from neurofreeze.training.sft import TrainingResult, _arguments, _identity, _row, _SFTTrainer, fine_tune
+from neurofreeze.training.sft import TrainingResult, _identity, fine_tune
 from neurofreeze.training.stopping import Stopped, StopSignals
+from neurofreeze.training.trainer import SupervisedTrainer, arguments, row
 from neurofreeze.verification import verify, weights_fingerprint
 
 CONFIG = TrainingConfig(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0, max_length=48, bf16="false")
@@ -207,7 +208,7 @@ def test_one_process_trains_on_one_of_several_gpus(tmp_path: Path, monkeypatch: 
         self._n_gpu = 4
 
     monkeypatch.setattr(SFTConfig, "__post_init__", with_four)
-    args = _arguments(CONFIG, tmp_path, seed=0)
+    args = arguments(CONFIG, tmp_path, seed=0)
     assert args.n_gpu <= 1
     assert args.train_batch_size == CONFIG.batch_size
 
@@ -215,12 +216,12 @@ def test_one_process_trains_on_one_of_several_gpus(tmp_path: Path, monkeypatch: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the override is for machines without a GPU")
 def test_the_loss_on_a_cpu_is_trl_s_own(tiny_checkpoint: Path, examples: list[Example], tmp_path: Path) -> None:
     losses, gradients = [], []
-    for kind in (SFTTrainer, _SFTTrainer):
+    for kind in (SFTTrainer, SupervisedTrainer):
         model = load_model(tiny_checkpoint, torch.float32)
         trainer = kind(
             model=model,
-            args=_arguments(replace(CONFIG, batch_size=4), tmp_path / "w", 0),
-            train_dataset=Dataset.from_list([_row(example) for example in examples]),
+            args=arguments(replace(CONFIG, batch_size=4), tmp_path / "w", 0),
+            train_dataset=Dataset.from_list([row(example) for example in examples]),
             processing_class=load_tokenizer(tiny_checkpoint),
         )
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
