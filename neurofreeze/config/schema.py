@@ -99,7 +99,9 @@ class RatiosConfig:
     redundant: float = 0.14
 
 
-METHODS = ("auto", "ssah", "top", "above", "difference", "nest")
+# Methods that teach refusals rather than keep them, and their arms: the method's own first, which has a mask.
+HARDENING = {"nest": ("nest", "full", "lora")}
+METHODS = ("auto", "ssah", "top", "above", "difference", *HARDENING)
 
 
 @dataclass
@@ -211,7 +213,6 @@ class ValidateConfig:
 
 
 ARMS = ("none", "random", "safety")
-HARDENING_ARMS = ("nest", "full", "lora")  # of method=nest
 UNFROZEN_ARMS = ("none", "full", "lora")  # have no mask, so that there is nothing to verify
 
 
@@ -244,7 +245,7 @@ class Config:
         check(bool(self.model), "model", self.model, "a checkpoint folder, a GGUF file, a hub id or a short name")
         check(0 < self.fraction <= 1, "fraction", self.fraction, "a number in (0, 1]")
         check(self.granularity in ("head", "channel"), "granularity", self.granularity, "head or channel")
-        known = HARDENING_ARMS if self.hardens else ARMS
+        known = HARDENING.get(self.method.name, ARMS)
         check(bool(self.arms) and set(self.arms) <= set(known), "arms", self.arms, f"one or more of {list(known)}")
         check(len(set(self.arms)) == len(self.arms), "arms", self.arms, "each arm once")
         check(self.seed >= 0, "seed", self.seed, "a number not below 0")
@@ -257,15 +258,17 @@ class Config:
             sizes["alignment.training.batch_size"] = self.alignment.training.batch_size
         for key, size in sizes.items():
             check(size % ranks == 0, key, size, f"a multiple of the number of ranks, which is {ranks}")
-        if self.hardens:
+        if self.method.name == "nest":
             whole = backend in ("plain", "ddp", "zero1", "zero2") or "nest" not in self.arms
             check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
+        if self.hardens:
+            of = f"since method={self.method.name}"
             mode, checks = self.alignment.mode, self.validate
-            check(mode == "never", "alignment.mode", mode, "never, since method=nest trains on data.alignment itself")
-            check(checks.mode == "none", "validate.mode", checks.mode, "none, since method=nest freezes no choice")
-            check(checks.splits == 0, "validate.splits", checks.splits, "0, since method=nest freezes no choice")
+            check(mode == "never", "alignment.mode", mode, f"never, {of} trains on data.alignment itself")
+            check(checks.mode == "none", "validate.mode", checks.mode, f"none, {of} freezes no choice")
+            check(checks.splits == 0, "validate.splits", checks.splits, f"0, {of} freezes no choice")
 
     @property
     def hardens(self) -> bool:
         """Whether the run teaches refusals, rather than keeping them while it trains on data.train."""
-        return self.method.name == "nest"
+        return self.method.name in HARDENING

@@ -101,8 +101,12 @@ class Run:
             "seed": c.seed,
             "training": asdict(c.training),
             "data": self.data.digests(self.trained_on),
-            **({"nest": asdict(c.method.nest), "phrases": c.evaluation.phrases} if c.hardens else {}),
+            **(self._hardening() if c.hardens else {}),
         }
+
+    def _hardening(self) -> dict[str, Any]:
+        name = self.config.method.name
+        return {name: asdict(getattr(self.config.method, name)), "phrases": self.config.evaluation.phrases}
 
     def require_space(self) -> None:
         """Raise RunError unless all checkpoints of the run will fit on the disk."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import shlex
 from datetime import datetime, timezone
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
 
 from neurofreeze._version import __version__
-from neurofreeze.config.schema import HARDENING_ARMS, UNFROZEN_ARMS
+from neurofreeze.config.schema import HARDENING, UNFROZEN_ARMS
 from neurofreeze.data import digest
 from neurofreeze.evaluation.measure import Outcomes
 from neurofreeze.evaluation.phrases import phrase_list
@@ -53,7 +53,7 @@ def gather(run: Run, config_yaml: str) -> Content:
 
     c = run.config
     selected = run.folder.required("select", "select")
-    mask = NeuronMask.from_pretrained(run.mask("nest" if c.hardens else "safety"))
+    mask = NeuronMask.from_pretrained(run.mask(HARDENING.get(c.method.name, ("safety",))[0]))
     neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
     path = run.folder.path / "selection" / GROUPS_FILE
     groups = load_file(path) if selected["groups"] else {}
@@ -135,7 +135,7 @@ def _pruned(run: Run) -> list[Pruning]:
 
 def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Comparison]:
     # The method first, so that a row reads "safety against none".
-    order = sorted(arms, key=("safety", "random", "none", *HARDENING_ARMS).index)
+    order = sorted(arms, key=("safety", "random", "none", *chain.from_iterable(HARDENING.values())).index)
     return [
         Comparison(first, second, what, PairedTest.of(getattr(outcomes[first], key), getattr(outcomes[second], key)))
         for key, what in (

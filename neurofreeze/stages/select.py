@@ -13,7 +13,7 @@ from neurofreeze.console import say
 from neurofreeze.mask import NeuronMask
 from neurofreeze.methods import ssah
 from neurofreeze.methods.ratio_search import Curve
-from neurofreeze.stages import nest
+from neurofreeze.stages import hardening
 from neurofreeze.stages.choosing import Chooser
 from neurofreeze.stages.context import Run
 from neurofreeze.verification import weights_fingerprint
@@ -22,9 +22,9 @@ GROUPS_FILE = "groups.safetensors"
 
 
 def run(run: Run) -> None:
-    """Write selection/safety, selection/random and, under SSAH, the groups of all neurons; for NeST see `nest`."""
+    """Write selection/safety, selection/random and the groups of SSAH, or what the method needs to teach refusals."""
     if run.config.hardens:
-        nest.select(run)
+        hardening.stages(run).select(run)
         return
     folder = run.folder.path / "selection"
     outputs = [run.mask("safety"), run.mask("random")]

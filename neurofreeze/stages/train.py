@@ -10,16 +10,16 @@ from neurofreeze.enforcement import Enforcement
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
-from neurofreeze.stages import nest
+from neurofreeze.stages import hardening
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.monitoring import monitors, rows
 from neurofreeze.summary import FreezeSummary
 
 
 def run(run: Run, arm: str) -> None:
-    """Fine-tune one arm into arms/<arm>; for NeST see `nest`."""
+    """Fine-tune one arm into arms/<arm>; for a method that teaches refusals, in its own way."""
     if run.config.hardens:
-        nest.train(run, arm)
+        hardening.stages(run).train(run, arm)
         return
     if arm != "none":
         run.folder.required("select", "select")
