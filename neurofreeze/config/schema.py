@@ -160,6 +160,8 @@ class MethodConfig:
     tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)  # of the search
     search_prompts: Optional[int] = 64  # how many of each calibration set the search prunes on; null: all
     per: str = "kind"  # top, difference: what is ranked together, kind, layer, site or model
+    freeze: str = "fraction"  # ssah: ESU and CU up to `fraction`; esu_top_cu: ESU and `top_cu`; esu_all_cu: both whole
+    top_cu: float = 0.06  # of all neurons of a kind, taken from CU
     threshold: Optional[float] = None  # above: the score to exceed; null: the strategy's own
     minus: float = 0.15  # difference: share of neurons, those that utility needs most, to leave out
     nest: NestConfig = field(default_factory=NestConfig)
@@ -172,6 +174,9 @@ class MethodConfig:
         check(bool(self.grid) and growing, "method.grid", self.grid, "growing ratios between 0 and 1")
         # So that all three groups have room, whatever is found for the first two.
         check(self.grid[0] < 1 / 3, "method.grid", self.grid, "a smallest ratio below a third")
+        known = ("fraction", "esu_top_cu", "esu_all_cu")
+        check(self.freeze in known, "method.freeze", self.freeze, f"one of {', '.join(known)}")
+        check(0 < self.top_cu <= 1, "method.top_cu", self.top_cu, "a number in (0, 1]")
         enough = self.search_prompts is None or self.search_prompts > 1
         check(enough, "method.search_prompts", self.search_prompts, "a number above 1 or null")
 
@@ -259,6 +264,8 @@ class Config:
         for key, size in sizes.items():
             check(size % ranks == 0, key, size, f"a multiple of the number of ranks, which is {ranks}")
         if self.method.name == "nest":
+        by_fraction = method == "ssah" or self.method.freeze == "fraction"
+        check(by_fraction, "method.freeze", self.method.freeze, f"fraction, since method is {method}")
             whole = backend in ("plain", "ddp", "zero1", "zero2") or "nest" not in self.arms
             check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
         if self.hardens:

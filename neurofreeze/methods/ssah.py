@@ -2,13 +2,14 @@
 
 With I_S a neuron's score on safety data and I_U its score on utility data, every neuron is in exactly one group:
 ESU, exclusive safety units, largest I_S - I_U; EUU, exclusive utility units, smallest I_S - I_U; RU, redundant units,
-smallest I_S + I_U; CU, complex units, the rest. Fine-tuning then freezes ESU and the top of CU.
+smallest I_S + I_U; CU, complex units, the rest. Fine-tuning then freezes ESU and the top of CU, or all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from neurofreeze.strategies.scores import NeuronScores, kinds, split
 
 RU, EUU, CU, ESU = range(4)
 GROUPS = ("RU", "EUU", "CU", "ESU")
+Codes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Groups:
     """Every neuron's group: site name -> uint8 [neurons], a code among RU, EUU, CU, ESU; and the ratios asked for."""
 
     neuron_map: NeuronMap
-    codes: Mapping[str, npt.NDArray[np.uint8]]
+    codes: Mapping[str, Codes]
     ratios: Ratios
 
     def mask(self, code: int) -> NeuronMask:
@@ -62,7 +64,7 @@ def group(safety: NeuronScores, utility: NeuronScores, ratios: Ratios) -> Groups
 
     A neuron that would fall into two groups (little used by either set, yet more by one) goes to the earlier one.
     """
-    codes: dict[str, npt.NDArray[np.uint8]] = {}
+    codes: dict[str, Codes] = {}
     for names in kinds(safety.neuron_map).values():
         difference = safety.joined(names) - utility.joined(names)
         total = safety.joined(names) + utility.joined(names)
@@ -82,15 +84,67 @@ def group(safety: NeuronScores, utility: NeuronScores, ratios: Ratios) -> Groups
 def freeze_mask(groups: Groups, safety: NeuronScores, utility: NeuronScores, fraction: float) -> NeuronMask:
     """ESU and, up to `fraction` of all neurons of each kind, the complex units that matter most for safety.
 
-    The paper's two rows are a fraction near 0.075 (ESU with the top 6 % of CU) and all of CU, near 0.72. "Top" is by
-    I_S, which the paper does not define further. Where the fraction is below ESU's share, ESU is cut to it by
-    I_S - I_U.
+    "Top" is by I_S, which the paper does not define further. Where the fraction is below ESU's share, ESU is cut to it
+    by I_S - I_U.
 
     Raises:
         MaskError: if fraction is not in (0, 1].
         ConfigError: if ESU and CU together are fewer than asked for.
     """
     check_fraction(fraction)
+
+    def wanted(kind: str, codes: Codes) -> int:
+        count, held = round(fraction * len(codes)), int(np.isin(codes, (ESU, CU)).sum())
+        if count > held:
+            raise ConfigError(
+                f"method.fraction {fraction} asks for {count:,} {kind} neurons, but ESU and CU hold {held:,}; "
+                "lower the fraction, or the ratios of EUU and RU"
+            )
+        return count
+
+    return _first(groups, safety, utility, wanted, {"fraction": fraction})
+
+
+def freeze_top_complex(groups: Groups, safety: NeuronScores, utility: NeuronScores, top: float) -> NeuronMask:
+    """The paper's row (i): ESU, and of CU the neurons with the largest I_S, `top` of all neurons of each kind.
+
+    The paper's 6 % are of all neurons: with ESU they make its 7.5 %.
+
+    Raises:
+        MaskError: if top is not in (0, 1].
+        ConfigError: if CU holds fewer than asked for.
+    """
+    check_fraction(top)
+
+    def wanted(kind: str, codes: Codes) -> int:
+        count, held = round(top * len(codes)), int((codes == CU).sum())
+        if count > held:
+            raise ConfigError(
+                f"method.top_cu {top} asks for {count:,} {kind} neurons of CU, which holds {held:,}; lower it, or take "
+                "all with method.freeze=esu_all_cu"
+            )
+        return int((codes == ESU).sum()) + count
+
+    return _first(groups, safety, utility, wanted, {"freeze": "esu_top_cu", "top_cu": top})
+
+
+def freeze_all_complex(groups: Groups, safety: NeuronScores, utility: NeuronScores) -> NeuronMask:
+    """The paper's row (ii): ESU and all of CU, that is all but EUU and RU."""
+
+    def wanted(_: str, codes: Codes) -> int:
+        return int(np.isin(codes, (ESU, CU)).sum())
+
+    return _first(groups, safety, utility, wanted, {"freeze": "esu_all_cu"})
+
+
+def _first(
+    groups: Groups,
+    safety: NeuronScores,
+    utility: NeuronScores,
+    wanted: Callable[[str, Codes], int],
+    rule: dict[str, Any],
+) -> NeuronMask:
+    """Of each kind as many as `wanted` says: first ESU by I_S - I_U, then CU by I_S."""
     neuron_map = groups.neuron_map
     bits: dict[str, npt.NDArray[np.bool_]] = {}
     for kind, names in kinds(neuron_map).items():
@@ -104,14 +158,8 @@ def freeze_mask(groups: Groups, safety: NeuronScores, utility: NeuronScores, fra
                 complex_[np.argsort(-safety.joined(names)[complex_], kind="stable")],
             ]
         )
-        wanted = round(fraction * len(codes))
-        if wanted > len(order):
-            raise ConfigError(
-                f"method.fraction {fraction} asks for {wanted:,} {kind} neurons, but ESU and CU hold {len(order):,}; "
-                "lower the fraction, or the ratios of EUU and RU"
-            )
         chosen = np.zeros(len(codes), dtype=bool)
-        chosen[order[:wanted]] = True
+        chosen[order[: wanted(kind, codes)]] = True
         bits |= split(chosen, names, neuron_map)
-    strategy = {**safety.strategy, "method": "ssah", "fraction": fraction, "ratios": asdict(groups.ratios)}
+    strategy = {**safety.strategy, "method": "ssah", **rule, "ratios": asdict(groups.ratios)}
     return NeuronMask(bits, MaskConfig.of(neuron_map, strategy=strategy), (safety - utility).values)

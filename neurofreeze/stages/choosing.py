@@ -36,16 +36,22 @@ class Choice:
 
 
 class Chooser:
-    """Scores calibration sets with the run's strategy, and chooses by its method."""
+    """Scores calibration sets with the run's strategy, and chooses by its method.
 
-    def __init__(self, run: Run) -> None:
-        c = self.config = run.config
+    Args:
+        run: its settings.
+        checkpoint: the model; None for the run's start.
+    """
+
+    def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
+        c, folder = run.config, checkpoint or run.start
+        self.config = c
         # Before any weights are loaded: an architecture that cannot be mapped must not cost a download or a minute.
-        NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
+        NeuronMap.of(load_config(folder), c.granularity)  # type: ignore[arg-type]
         self.strategy = make(c.strategy.name, c.strategy.options)
         self.method = c.strategy.method if c.method.name == "auto" else c.method.name
         _require_fit(self.method, self.strategy)
-        self.model, self.tokenizer = load_model(run.start), load_tokenizer(run.start)
+        self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
 
     def choose(self, sets: Sets, what: str, unfinished: Path | None = None) -> Choice:
         """Choose by nothing but the calibration sets, "safety" and "utility"; `what` is shown with the progress.
@@ -54,23 +60,35 @@ class Chooser:
         """
         c, per = self.config, cast(Per, self.config.method.per)
         if self.method in ("ssah", "difference"):
-            safety, utility = (
-                self._score({"safety": sets[role]}, f"{what}, {role}", unfinished and unfinished / role)
-                for role in ("safety", "utility")
-            )
+            safety, utility = self.contrast(sets, what, unfinished)
             if self.method == "difference":
                 rule = {"rule": "difference", "fraction": c.fraction, "minus": c.method.minus, "per": per}
                 mask = safety.top(c.fraction, per) - utility.top(c.method.minus, per)
                 return Choice(_some(mask.with_config(strategy={**safety.strategy, **rule}), c))
             ratios, curves = self._ratios(safety, utility, sets, what)
             groups = ssah.group(safety, utility, ratios)
-            mask = ssah.freeze_mask(groups, safety, utility, c.fraction)
+            mask = self._freeze(groups, safety, utility)
             return Choice(self._with_search(mask, curves) if curves else mask, groups, curves)
         scores = self._score(sets, what, unfinished)
         if self.method == "top":
             return Choice(_some(scores.top(c.fraction, per), c))
         threshold = c.strategy.threshold if c.method.threshold is None else c.method.threshold
         return Choice(_some(scores.above(threshold), c))
+
+    def contrast(self, sets: Sets, what: str, unfinished: Path | None = None) -> tuple[NeuronScores, NeuronScores]:
+        """The scores on "safety" and on "utility"; for what is not said see `choose`."""
+        return (
+            self._score({"safety": sets["safety"]}, f"{what}, safety", unfinished and unfinished / "safety"),
+            self._score({"safety": sets["utility"]}, f"{what}, utility", unfinished and unfinished / "utility"),
+        )
+
+    def _freeze(self, groups: ssah.Groups, safety: NeuronScores, utility: NeuronScores) -> NeuronMask:
+        c = self.config.method
+        if c.freeze == "esu_top_cu":
+            return ssah.freeze_top_complex(groups, safety, utility, c.top_cu)
+        if c.freeze == "esu_all_cu":
+            return ssah.freeze_all_complex(groups, safety, utility)
+        return ssah.freeze_mask(groups, safety, utility, self.config.fraction)
 
     def _score(self, sets: Sets, what: str, unfinished: Path | None) -> NeuronScores:
         c = self.config
@@ -134,7 +152,7 @@ def _sample(examples: Sequence[Example], count: int | None, seed: int) -> list[E
 
 
 def _require_fit(method: str, strategy: Strategy) -> None:
-    if method in ("ssah", "difference") and strategy.sets != ("safety",):
+    if method in ("ssah", "difference", "budget") and strategy.sets != ("safety",):
         raise ConfigError(
             f"method={method} compares a strategy's scores on safety and on utility data, but {strategy.name!r} "
             f"{'contrasts the two itself' if strategy.sets else 'reads no data'}; use method=top or method=above"

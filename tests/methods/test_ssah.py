@@ -6,12 +6,25 @@ import numpy as np
 import pytest
 
 from neurofreeze.errors import ConfigError, MaskError
-from neurofreeze.methods.ssah import CU, ESU, EUU, GROUPS, RU, Groups, Ratios, freeze_mask, group
+from neurofreeze.methods.ssah import (
+    CU,
+    ESU,
+    EUU,
+    GROUPS,
+    RU,
+    Groups,
+    Ratios,
+    freeze_all_complex,
+    freeze_mask,
+    freeze_top_complex,
+    group,
+)
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies import NeuronScores
 from tests import tiny
 
 MAP = NeuronMap.of(tiny.config("llama"))  # 2 layers of 6 heads and 70 MLP neurons
+LARGE = NeuronMap.of(tiny.config("llama", intermediate_size=4000, num_attention_heads=6))
 RATIOS = Ratios(exclusive_safety=0.1, exclusive_utility=0.2, redundant=0.25)
 Neuron = tuple[str, int]  # site, index
 
@@ -151,6 +164,45 @@ def test_all_of_exclusive_and_complex_units_can_be_frozen() -> None:
     groups = group(safety, utility, Ratios(0.1, 0.25, 0.25))
     mask = freeze_mask(groups, safety, utility, 0.5)
     assert mask == groups.mask(ESU) | groups.mask(CU)
+
+
+@pytest.mark.parametrize("decimals", [6, 1])
+@pytest.mark.parametrize("top", [0.06, 0.3])
+def test_row_one_is_exclusive_units_and_the_top_of_complex_ones(top: float, decimals: int) -> None:
+    safety, utility = scores(1, decimals), scores(2, decimals)
+    mask = freeze_top_complex(group(safety, utility, RATIOS), safety, utility, top)
+    named_groups, expected = slow_groups(safety, utility, RATIOS), set()
+    for kind, count in (("attention", 12), ("mlp", 140)):
+        complex_ = [n for n in neurons(kind) if named_groups[n] == "CU"]
+        first = sorted(complex_, key=lambda n: -safety.values[n[0]][n[1]])[: round(top * count)]
+        expected |= {*first, *(n for n in neurons(kind) if named_groups[n] == "ESU")}
+    assert chosen(mask.bits) == expected
+    assert mask.count == 1 + 14 + round(top * 12) + round(top * 140)
+    assert {key: mask.config.strategy[key] for key in ("freeze", "top_cu")} == {"freeze": "esu_top_cu", "top_cu": top}
+
+
+def test_row_two_is_all_but_utility_and_redundant_units() -> None:
+    safety, utility = scores(1), scores(2)
+    groups = group(safety, utility, RATIOS)
+    mask = freeze_all_complex(groups, safety, utility)
+    assert mask == ~(groups.mask(EUU) | groups.mask(RU))
+    assert mask.count == 12 - 2 - 3 + 140 - 28 - 35
+    assert mask.config.strategy["freeze"] == "esu_all_cu"
+
+
+def test_with_the_papers_shares_the_rows_are_as_large_as_in_the_paper() -> None:
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=site.neurons).astype(np.float32) for name, site in LARGE.sites.items()}
+    safety, utility = NeuronScores(LARGE, values, {}), NeuronScores(LARGE, {n: v[::-1] for n, v in values.items()}, {})
+    groups = group(safety, utility, Ratios(0.015, 0.14, 0.14))
+    assert freeze_top_complex(groups, safety, utility, 0.06).fraction == pytest.approx(0.075, abs=0.001)
+    assert freeze_all_complex(groups, safety, utility).fraction == pytest.approx(0.72, abs=0.001)
+
+
+def test_more_of_the_complex_units_than_there_are_is_refused() -> None:
+    safety, utility = scores(1), scores(2)
+    with pytest.raises(ConfigError, match=r"asks for 7 attention neurons of CU, which holds 6"):
+        freeze_top_complex(group(safety, utility, RATIOS), safety, utility, 0.6)
 
 
 @pytest.mark.parametrize("fraction", [0, 1.5, float("nan")])
