@@ -52,10 +52,12 @@ class TrainingConfig:
     save_steps: int = 0  # checkpoint every so many steps; 0: only when interrupted
     check_every: int = 0  # check the frozen elements every so many steps; 0: at saves and at the end
     enforcement: str = "auto"  # mask: masked gradients; selective: selective layers; auto: what costs less
+    frozen_times: float = 1.0  # how many times as many steps, or epochs, frozen arms take as the one without a mask
 
     def __post_init__(self) -> None:
         check(self.steps is None or self.steps > 0, "training.steps", self.steps, "a positive number or null")
-        for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_length", "max_grad_norm"):
+        positive = ("epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_length", "max_grad_norm")
+        for name in (*positive, "frozen_times"):
             check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "a number above 0")
         for name in ("warmup_steps", "weight_decay", "save_steps", "check_every"):
             check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "a number not below 0")
@@ -155,13 +157,13 @@ class MethodConfig:
 
     name: str = "auto"  # auto: the strategy's own
     ratios: RatiosConfig = field(default_factory=RatiosConfig)  # ssah
+    freeze: str = "fraction"  # ssah: ESU and CU up to `fraction`; esu_top_cu: ESU and `top_cu`; esu_all_cu: both whole
+    top_cu: float = 0.06  # of all neurons of a kind, taken from CU
     search: bool = False  # ssah: find the ratios by pruning on the calibration sets, in place of `ratios`
     grid: list[float] = field(default_factory=lambda: [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2])
     tolerance: ToleranceConfig = field(default_factory=ToleranceConfig)  # of the search
     search_prompts: Optional[int] = 64  # how many of each calibration set the search prunes on; null: all
     per: str = "kind"  # top, difference: what is ranked together, kind, layer, site or model
-    freeze: str = "fraction"  # ssah: ESU and CU up to `fraction`; esu_top_cu: ESU and `top_cu`; esu_all_cu: both whole
-    top_cu: float = 0.06  # of all neurons of a kind, taken from CU
     threshold: Optional[float] = None  # above: the score to exceed; null: the strategy's own
     minus: float = 0.15  # difference: share of neurons, those that utility needs most, to leave out
     nest: NestConfig = field(default_factory=NestConfig)
@@ -169,14 +171,14 @@ class MethodConfig:
     def __post_init__(self) -> None:
         check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
         check(self.per in ("kind", "layer", "site", "model"), "method.per", self.per, "kind, layer, site or model")
+        known = ("fraction", "esu_top_cu", "esu_all_cu")
+        check(self.freeze in known, "method.freeze", self.freeze, f"one of {', '.join(known)}")
+        check(0 < self.top_cu <= 1, "method.top_cu", self.top_cu, "a number in (0, 1]")
         check(0 < self.minus <= 1, "method.minus", self.minus, "a number in (0, 1]")
         growing = all(a < b for a, b in zip([0.0, *self.grid], [*self.grid, 1.0], strict=True))
         check(bool(self.grid) and growing, "method.grid", self.grid, "growing ratios between 0 and 1")
         # So that all three groups have room, whatever is found for the first two.
         check(self.grid[0] < 1 / 3, "method.grid", self.grid, "a smallest ratio below a third")
-        known = ("fraction", "esu_top_cu", "esu_all_cu")
-        check(self.freeze in known, "method.freeze", self.freeze, f"one of {', '.join(known)}")
-        check(0 < self.top_cu <= 1, "method.top_cu", self.top_cu, "a number in (0, 1]")
         enough = self.search_prompts is None or self.search_prompts > 1
         check(enough, "method.search_prompts", self.search_prompts, "a number above 1 or null")
 
@@ -256,6 +258,8 @@ class Config:
         check(self.seed >= 0, "seed", self.seed, "a number not below 0")
         method = self.strategy.method if self.method.name == "auto" else self.method.name
         check(method == "ssah" or not self.method.search, "method.search", True, f"false, since method is {method}")
+        by_fraction = method == "ssah" or self.method.freeze == "fraction"
+        check(by_fraction, "method.freeze", self.method.freeze, f"fraction, since method is {method}")
         backend, ranks = self.backend.name, self.cluster.ranks
         check(backend != "plain" or ranks == 1, "backend", backend, f"ddp, fsdp2 or zero1 to zero3 for {ranks} ranks")
         sizes = {"training.batch_size": self.training.batch_size}
@@ -264,8 +268,6 @@ class Config:
         for key, size in sizes.items():
             check(size % ranks == 0, key, size, f"a multiple of the number of ranks, which is {ranks}")
         if self.method.name == "nest":
-        by_fraction = method == "ssah" or self.method.freeze == "fraction"
-        check(by_fraction, "method.freeze", self.method.freeze, f"fraction, since method is {method}")
             whole = backend in ("plain", "ddp", "zero1", "zero2") or "nest" not in self.arms
             check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
         if self.hardens:

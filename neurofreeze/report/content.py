@@ -55,6 +55,11 @@ class Arm:
     verified_changed: int | None = None  # frozen elements that differ in at least one bit; None: nothing was frozen
     seconds: float = 0.0
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps it was trained for."""
+        return self.losses[-1][0] if self.losses else 0
+
 
 @dataclass(frozen=True)
 class Comparison:

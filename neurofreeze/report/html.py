@@ -14,7 +14,7 @@ from neurofreeze.report.formatting import fraction
 from neurofreeze.report.layers import Count, by_group, by_layer
 from neurofreeze.report.palette import FROZEN, PALE, arm_colours
 from neurofreeze.report.templates import render
-from neurofreeze.report.verdict import verdict
+from neurofreeze.report.verdict import unequal_steps, verdict
 from neurofreeze.strategies.stability import mean
 
 MEANINGS = {
@@ -51,6 +51,7 @@ def _html(content: Content) -> str:
         "report.html",
         content=content,
         verdict=verdict(content),
+        unequal=bool(unequal_steps(content.arms)),
         changed=any(arm.verified_changed for arm in content.arms),
         trained=[arm for arm in content.arms if arm.losses or arm.seconds],
         frozen_arms=[arm for arm in content.arms if arm.frozen_elements or arm.verified_changed is not None],

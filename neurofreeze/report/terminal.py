@@ -9,6 +9,7 @@ from rich.text import Text
 from neurofreeze.evaluation.statistics import Mean
 from neurofreeze.report.content import Arm, Content
 from neurofreeze.report.formatting import fraction, half_width, number, p_value, rate_interval, share
+from neurofreeze.report.verdict import unequal_steps
 from neurofreeze.strategies.stability import mean
 
 
@@ -31,8 +32,9 @@ def arms_table(content: Content) -> Table:
         "frozen",
     ):
         table.add_column(name, justify="right", no_wrap=True)
+    unequal = bool(unequal_steps(content.arms))
     for arm in content.arms:
-        table.add_row(*_row(arm, content.total_neurons))
+        table.add_row(*_row(arm, content.total_neurons, unequal and arm.steps > 0))
     return table
 
 
@@ -71,10 +73,10 @@ def _range(means: list[Mean]) -> str:
     return f"{low:.3f}" if len(means) == 1 else f"{low:.3f} to {high:.3f}"
 
 
-def _row(arm: Arm, total_neurons: int) -> list[Text]:
+def _row(arm: Arm, total_neurons: int, with_steps: bool) -> list[Text]:
     found = arm.measurements
     cells = [
-        arm.label,
+        f"{arm.label}\n{number(arm.steps, 'step')}" if with_steps else arm.label,
         f"{fraction(found.refusals)}\n{rate_interval(found.refusals)}",
         f"{fraction(found.over_refusals)}\n{rate_interval(found.over_refusals)}",
         f"{found.margin.value:.2f}\n{half_width(found.margin)}",

@@ -21,6 +21,7 @@ def verdict(content: Content) -> list[str]:
         *_refusals(content),
         *_tests(content),
         *_costs(content),
+        *unequal_steps(content.arms),
         *_fluency(content.arms),
         *_integrity(content.arms),
         f"This is one run with one seed ({content.seed}): intervals and p-values describe prompts, "
@@ -103,6 +104,15 @@ def _costs(content: Content) -> Iterator[str]:
 
 def _of(arm: Arm) -> str:
     return f"{arm.measurements.over_refusals.count} of {arm.measurements.over_refusals.total}"
+
+
+def unequal_steps(arms: list[Arm]) -> list[str]:
+    """A sentence that says so, if not all arms were trained for as many steps."""
+    trained = [arm for arm in arms if arm.steps]
+    if len({arm.steps for arm in trained}) < 2:
+        return []
+    steps = listed(f"“{arm.label}” for {number(arm.steps, 'step')}" for arm in trained)
+    return [f"The arms were not trained equally long: {steps}."]
 
 
 def _fluency(arms: list[Arm]) -> Iterator[str]:

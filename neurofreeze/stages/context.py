@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neurofreeze.config.schema import UNFROZEN_ARMS, Config
+from neurofreeze.config.schema import UNFROZEN_ARMS, Config, TrainingConfig
 from neurofreeze.errors import ModelError
 from neurofreeze.models.resolve import ModelSource, resolve
 from neurofreeze.stages.datasets import Datasets
@@ -61,6 +61,13 @@ class Run:
         """The mask of an arm."""
         return self.folder.path / "selection" / arm
 
+    def training(self, arm: str) -> TrainingConfig:
+        """How an arm is fine-tuned: one with a mask for as many times the steps, or epochs, as was asked for."""
+        c = self.config.training
+        times = 1.0 if arm in UNFROZEN_ARMS else c.frozen_times
+        steps = None if c.steps is None else max(1, round(times * c.steps))
+        return replace(c, steps=steps, epochs=times * c.epochs, frozen_times=1.0)
+
     @property
     def trained_on(self) -> str:
         """The role of the examples that arms are trained on."""
@@ -99,7 +106,7 @@ class Run:
         return {
             "start": settings_digest(start),
             "seed": c.seed,
-            "training": asdict(c.training),
+            "training": asdict(self.training(arm)),
             "data": self.data.digests(self.trained_on),
             **(self._hardening() if c.hardens else {}),
         }

@@ -33,12 +33,12 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
     from neurofreeze.training.adaptation import SelectiveLayers
     from neurofreeze.training.sft import fine_tune
 
-    with stage(f"train {arm}", run.config.training.steps) as bar:
+    with stage(f"train {arm}", run.training(arm).steps) as bar:
         result = fine_tune(
             run.start,
             run.arm(arm),
             run.data.train,
-            run.config.training,
+            run.training(arm),
             backend=run.config.backend,
             seed=run.config.seed,
             mask=mask,

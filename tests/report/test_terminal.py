@@ -42,6 +42,14 @@ def test_labels_are_not_markup() -> None:
     assert "[red]" in printed(content(arms=[replace(first, label="[red] start"), *others]), 100)
 
 
+def test_steps_are_shown_where_arms_were_not_trained_equally_long() -> None:
+    *others, last = content().arms
+    text = printed(content(arms=[*others, replace(last, losses=[(80, 1.0)])]), 80)
+    assert "80 steps" in text
+    assert text.count("40 steps") == 2
+    assert "steps" not in printed(content(), 80)
+
+
 def test_paired_tests_in_sentences() -> None:
     assert comparisons_lines(content())[:2] == [
         "safety against none (harmful requests): 12 prompts refused only by safety, 3 only by none, "

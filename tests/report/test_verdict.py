@@ -60,3 +60,13 @@ def test_a_start_that_refused_nothing_has_no_share_to_keep() -> None:
         Arm("none", "None", measurements(1, 0, 0.0, 1.0)),
     ]
     assert "of the start" not in words(arms=arms)
+
+
+def test_arms_of_unequal_length_are_said_to_be() -> None:
+    start, plain, *frozen = content().arms
+    longer = [replace(arm, losses=[(step, 1.0) for step in range(1, 81)]) for arm in frozen]
+    assert "equally long" not in words()
+    assert (
+        "not trained equally long: “No freezing” for 40 steps, “Random neurons, same number” for 80 steps and “Safety "
+        "neurons frozen” for 80 steps" in words(arms=[start, plain, *longer])
+    )
