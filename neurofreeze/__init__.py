@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from neurofreeze.launcher.submitted import Submitted
     from neurofreeze.mask import NeuronMask
     from neurofreeze.neurons import NeuronMap
+    from neurofreeze.rest import freeze_rest
     from neurofreeze.selective_layers import merge, selective
     from neurofreeze.strategies import NeuronScores, select
     from neurofreeze.verification import Verification, verify
@@ -50,6 +51,7 @@ _HOME = {
     "Submitted": "launcher.submitted",
     "Verification": "verification",
     "freeze": "freezer",
+    "freeze_rest": "rest",
     "launch": "launcher.launch",
     "merge": "selective_layers",
     "select": "strategies",
@@ -76,6 +78,7 @@ __all__ = [
     "Verification",
     "__version__",
     "freeze",
+    "freeze_rest",
     "launch",
     "merge",
     "select",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,10 @@ from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.hooks import before_others
 from neurofreeze.lora import find_adapters
 from neurofreeze.mask import NeuronMask
-from neurofreeze.neurons import NeuronMap, Selection
+from neurofreeze.neurons import NeuronMap, Selection, canonical_name
 from neurofreeze.pieces import Piece, cut
 from neurofreeze.record import FreezeRecord
+from neurofreeze.rest import KINDS
 from neurofreeze.selective_layers import has_selective_layers
 from neurofreeze.summary import FreezeSummary
 
@@ -48,10 +49,11 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
     Args:
         model: the module as prepared for training, or a DeepSpeed engine.
         optimizer: the optimizer that steps it; a DeepSpeed engine has its own.
-        mask: the neurons to freeze.
+        mask: the neurons to freeze, and what else (`NeuronMask.with_rest`); see also `freeze_rest`.
 
     Raises:
         MaskError: if the mask is for another model or other weights, or chooses no neuron.
+        ConfigError: if tied parameters are to be frozen and to train.
         FreezeError: if freezing cannot be guaranteed: a parameter is missing or in no optimizer, or the engine is
             not supported. Raised on every rank.
     """
@@ -63,6 +65,8 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         if given.count == 0:
             raise MaskError("the mask chooses no neuron, so nothing would be frozen; train without freezing instead")
         if given.count == given.total:
+            if given.config.rest == KINDS:
+                raise MaskError("the mask freezes everything, so nothing would train; let some neurons or kinds train")
             warnings.warn(
                 f"the mask freezes all {given.total:,} neurons; only embeddings, norms and lm_head can train",
                 NeuroFreezeWarning,
@@ -71,7 +75,7 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         selections = given.select(neuron_map)
         selective = has_selective_layers(model, selections)
         adapters = find_adapters(model, selections, neuron_map.shapes)
-        if adapters or selective:
+        if adapters or selective or _any_without_gradient(model, neuron_map.held(given.config.rest)):
             engine = PartialEngine(engine, model)
             selections = adapters.add_to(selections)
         shards = engine.shards(selections)
@@ -303,6 +307,10 @@ def _given(mask: NeuronMask | None) -> NeuronMask:
     if mask is None:
         raise MaskError("freeze() was given no mask; pass mask=NeuronMask...")
     return mask
+
+
+def _any_without_gradient(model: Any, names: Collection[str]) -> bool:
+    return any(canonical_name(name) in names and not p.requires_grad for name, p in model.named_parameters())
 
 
 def _require_shapes(shards: Sequence[Shard], shapes: Mapping[str, tuple[int, ...]]) -> None:

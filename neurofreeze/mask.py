@@ -1,9 +1,12 @@
-"""NeuronMask: one bit per neuron of a model, with set algebra, controls, and checks that it fits a model."""
+"""NeuronMask: one bit per neuron of a model, with set algebra, controls, and checks that it fits a model.
+
+What is frozen outside neurons is named by kind in its config.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ from neurofreeze._version import __version__
 from neurofreeze.errors import MaskError
 from neurofreeze.geometry import stack_shape
 from neurofreeze.neurons import ELEMENTS, BoolArray, NeuronMap, Selection
+from neurofreeze.rest import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +40,7 @@ class MaskConfig:
     fingerprint: str | None = None  # of the chosen elements in the model the mask was made on
     strategy: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, str] = field(default_factory=dict)
+    rest: tuple[str, ...] = ()  # kinds of parameters in no neuron that are frozen too; neurofreeze.rest.KINDS
     format_version: int = FORMAT_VERSION
     library_version: str = __version__
 
@@ -60,12 +65,13 @@ class NeuronMask:
         scores: site name -> float32 [neurons], the scores it was selected by, if any.
 
     Raises:
-        MaskError: if bits or scores do not have the shapes that the config states.
+        MaskError: if bits or scores do not have the shapes that the config states, or its `rest` is malformed.
     """
 
     def __init__(
         self, bits: Mapping[str, BoolArray], config: MaskConfig, scores: Mapping[str, FloatArray] | None = None
     ) -> None:
+        _check_rest(config.rest)
         _check_shapes("bits", bits, config, np.dtype(np.bool_))
         if scores is not None:
             _check_shapes("scores", scores, config, np.dtype(np.float32))
@@ -121,8 +127,8 @@ class NeuronMask:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the layout and the chosen neurons; two masks with the same digest choose the same."""
-        h = hashlib.sha256(self.config.layout.encode())
+        """SHA-256 over the layout and all that is chosen; two masks with the same digest choose the same."""
+        h = hashlib.sha256(" ".join((self.config.layout, *self.config.rest)).encode())
         for name, bits in self.bits.items():
             h.update(name.encode() + np.packbits(bits).tobytes())
         return h.hexdigest()
@@ -147,23 +153,34 @@ class NeuronMask:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"NeuronMask({self.config.model_type}, {self.count:,} of {self.total:,} neurons, {self.fraction:.2%})"
+        rest = "".join(f", {kind}" for kind in self.config.rest)
+        return (
+            f"NeuronMask({self.config.model_type}, {self.count:,} of {self.total:,} neurons, {self.fraction:.2%}{rest})"
+        )
 
     def _combine(self, other: NeuronMask, op: Callable[..., Any], symbol: str) -> NeuronMask:
         if not isinstance(other, NeuronMask):
             return NotImplemented
         _compare("another mask", self.config, other.config)
         bits = {name: op(self.bits[name], other.bits[name]) for name in self.bits}
-        return NeuronMask(bits, replace(self.config, fingerprint=None, strategy=_derived(symbol, self, other)))
+        rest = tuple(kind for kind in KINDS if op(kind in self.config.rest, kind in other.config.rest))
+        return NeuronMask(
+            bits, replace(self.config, fingerprint=None, rest=rest, strategy=_derived(symbol, self, other))
+        )
 
     def check(self, neuron_map: NeuronMap) -> None:
         """Raise MaskError, naming the field that differs, unless the mask was made for this model's layout."""
         _compare("the model", self.config, MaskConfig.of(neuron_map))
 
     def select(self, neuron_map: NeuronMap) -> dict[str, Selection]:
-        """Parameter name -> the rows or columns that the chosen neurons own."""
+        """Parameter name -> the rows or columns that the chosen neurons own, or that are of the kinds in `config.rest`.
+
+        Raises:
+            MaskError: if the mask was made for another model.
+            ConfigError: if two kinds share a parameter and only one of them is chosen.
+        """
         self.check(neuron_map)
-        return neuron_map.select(self.bits)
+        return _union(neuron_map.select(self.bits), neuron_map.held(self.config.rest))
 
     def dense(self, model: Any) -> dict[str, torch.Tensor]:
         """Parameter name -> bool tensor of the parameter's shape, True where chosen. For checks, not for training."""
@@ -184,6 +201,21 @@ class NeuronMask:
     def with_config(self, **fields: Any) -> NeuronMask:
         """The same neurons with some fields of the config replaced."""
         return NeuronMask(self.bits, replace(self.config, **fields), self.scores)
+
+    def with_rest(self, *kinds: str) -> NeuronMask:
+        """The same neurons, and of what belongs to none of them these kinds and no others.
+
+        Set algebra applies to kinds as it does to neurons, but `~` keeps them. See also `freeze_rest`.
+
+        Args:
+            kinds: of "embeddings", "norms", "lm_head" and "other"; none to let all of it train.
+
+        Raises:
+            MaskError: if there is no such kind.
+        """
+        _check_rest([kind for kind in KINDS if kind in kinds] + [kind for kind in kinds if kind not in KINDS])
+        rest = tuple(kind for kind in KINDS if kind in kinds)
+        return self if rest == self.config.rest else self.with_config(rest=rest, fingerprint=None)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write neuron_mask.safetensors, neuron_mask_config.json and a README.md card into `folder`."""
@@ -238,6 +270,20 @@ def check_fraction(fraction: float) -> float:
     if not 0 < fraction <= 1:
         raise MaskError(f"fraction is {fraction}; expected a number in (0, 1]")
     return fraction
+
+
+def _check_rest(rest: Sequence[str]) -> None:
+    if list(rest) != [kind for kind in KINDS if kind in rest]:
+        raise MaskError(f"field 'rest': found {list(rest)}, expected kinds of {', '.join(KINDS)}, each once, in order")
+
+
+def _union(chosen: dict[str, Selection], more: dict[str, Selection]) -> dict[str, Selection]:
+    # Of one parameter both are along one axis: neurons take its rows or its columns, the rest what they leave.
+    both = {
+        name: Selection(chosen[name].axis, np.union1d(chosen[name].index, more[name].index))
+        for name in chosen.keys() & more.keys()
+    }
+    return {**chosen, **more, **both}
 
 
 def _draw(rng: np.random.Generator, total: int, count: int) -> npt.NDArray[np.int64]:

@@ -34,6 +34,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "fingerprint": (str, type(None)),
     "strategy": (dict,),
     "calibration": (dict,),
+    "rest": (list,),
     "format_version": (int,),
     "library_version": (str,),
 }
@@ -134,7 +135,7 @@ def parse_config(raw: Any, where: str) -> MaskConfig:
         if type(neurons) is not int or neurons < 1:
             raise MaskError(f"field 'neurons.{site}': found {neurons!r}, expected a positive whole number, in {where}")
     assert set(_TYPES) == {field.name for field in fields(MaskConfig)}
-    return MaskConfig(**raw)
+    return MaskConfig(**{**raw, "rest": tuple(raw.get("rest", ()))})
 
 
 def _tensors(path: Path, config: MaskConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:

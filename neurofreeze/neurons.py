@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -90,7 +90,8 @@ class Site:
 class NeuronMap:
     """All neurons of a model, site by site, and the parameters that belong to none (`rest`).
 
-    `uncovered` names the blocks of `rest` that compute as neurons might, and says why they are not mapped.
+    `uncovered` names the blocks of `rest` that compute as neurons might, and says why they are not mapped; `kinds` says
+    of every parameter what it is when it belongs to no neuron, see `neurofreeze.rest`.
     """
 
     def __init__(
@@ -100,10 +101,12 @@ class NeuronMap:
         shapes: Mapping[str, tuple[int, ...]],
         granularity: Granularity = "head",
         uncovered: Mapping[str, str] | None = None,
+        kinds: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.model_type = model_type
         self.granularity = granularity
         self.uncovered = dict(uncovered or {})
+        self.kinds = dict(kinds or {})
         self.sites = {site.name: site for site in sites}
         if len(self.sites) < len(sites):
             names = [site.name for site in sites]
@@ -171,11 +174,50 @@ class NeuronMap:
             for parameter, found in parts.items()
         }
 
+    def held(self, kinds: Collection[str]) -> dict[str, Selection]:
+        """What belongs to no neuron and is of one of these kinds (`neurofreeze.rest.KINDS`), parameter by parameter.
+
+        Whole parameters, and of "other" also the lines of a neuron's parameter that are no neuron's own: of a fused
+        projection at granularity "channel", the rows of q and k.
+
+        Raises:
+            ConfigError: if a parameter is of two kinds, as tied embeddings are, and only one of them is given.
+            ArchitectureError: if this map, made by hand, does not say what its parameters are.
+        """
+        if not kinds:
+            return {}
+        found = {}
+        for name in self.rest:
+            if name not in self.kinds:
+                raise ArchitectureError(f"the map does not say what kind of parameter {name} is; give NeuronMap kinds=")
+            given = [kind in kinds for kind in self.kinds[name]]
+            if any(given) and not all(given):
+                raise ConfigError(
+                    f"{name} is {' and '.join(self.kinds[name])} at once (they are tied), but only "
+                    f"{', '.join(kind for kind in self.kinds[name] if kind in kinds)} is to be frozen; freeze both or "
+                    "train both"
+                )
+            if any(given):
+                found[name] = Selection(0, np.arange(_lines(self.shapes[name], 0)))
+        return {**found, **self._between} if "other" in kinds else found
+
+    @cached_property
+    def _between(self) -> dict[str, Selection]:
+        """The lines of the neurons' parameters that are no neuron's own."""
+        own = self.select({name: np.ones(site.neurons, bool) for name, site in self.sites.items()})
+        lines = {name: np.arange(_lines(self.shapes[name], axis)) for name, (axis, _) in own.items()}
+        between = {name: Selection(axis, np.setdiff1d(lines[name], index)) for name, (axis, index) in own.items()}
+        return {name: selection for name, selection in between.items() if len(selection.index)}
+
     def elements(self, bits: Mapping[str, BoolArray]) -> int:
         """Number of weight elements that the chosen neurons own."""
+        return self.size(self.select(bits))
+
+    def size(self, selections: Mapping[str, Selection]) -> int:
+        """Number of weight elements in selections of parameters."""
         return sum(
             len(selection.index) * _size(self.shapes[name]) // _lines(self.shapes[name], selection.axis)
-            for name, selection in self.select(bits).items()
+            for name, selection in selections.items()
         )
 
 

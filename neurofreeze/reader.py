@@ -25,6 +25,7 @@ from neurofreeze.architectures import (
 )
 from neurofreeze.errors import ArchitectureError
 from neurofreeze.neurons import ELEMENTS, Granularity, IndexArray, Member, NeuronMap, Site
+from neurofreeze.rest import kinds_of
 
 Styles = dict[str, str]  # name of a module or parameter -> how the plan splits it
 
@@ -50,7 +51,8 @@ class Reader:
         if not sites:
             raise ArchitectureError(f"{self._who()} has no block that its tensor-parallel plan describes")
         sites.sort(key=lambda site: (site.layer, site.name))
-        return NeuronMap(self.config.model_type, sites, self.shapes, self.granularity, self._uncovered(blocks))
+        kinds = kinds_of(self.model)
+        return NeuronMap(self.config.model_type, sites, self.shapes, self.granularity, self._uncovered(blocks), kinds)
 
     def _who(self) -> str:
         return f"architecture {self.config.model_type!r} ({type(self.model).__name__})"

@@ -36,6 +36,7 @@ class FreezeSummary:
     sites: tuple[SiteSummary, ...]
     total_elements: int
     rest_elements: int
+    frozen_rest_elements: int = 0
     adapters: bool = False
 
     @classmethod
@@ -49,15 +50,17 @@ class FreezeSummary:
             frozen = {**base, **adapters.parts}
             sites = tuple(_adapted_site(site, mask, adapters, frozen) for site in neuron_map.sites.values())
             total = sum(adapters.trained.values())
-            return cls(sites, total, total - sum(site.elements for site in sites), adapters=True)
+            held = sum(part.numel for part in adapters.parts.values()) - sum(site.frozen_elements for site in sites)
+            return cls(sites, total, total - sum(site.elements for site in sites), held, adapters=True)
         total = sum(map(math.prod, neuron_map.shapes.values()))
-        rest = sum(math.prod(neuron_map.shapes[name]) for name in neuron_map.rest)
-        return cls(tuple(_site(neuron_map, mask, name) for name in neuron_map.sites), total, rest)
+        sites = tuple(_site(neuron_map, mask, name) for name in neuron_map.sites)
+        held = neuron_map.size(neuron_map.held(mask.config.rest))
+        return cls(sites, total, total - sum(site.elements for site in sites), held)
 
     @property
     def frozen_elements(self) -> int:
         """Weight elements that stay as they are."""
-        return sum(site.frozen_elements for site in self.sites)
+        return self.frozen_rest_elements + sum(site.frozen_elements for site in self.sites)
 
     @property
     def frozen_neurons(self) -> int:
@@ -88,7 +91,8 @@ class FreezeSummary:
                 site.elements - site.frozen_elements,
             )
             table.add_row(site.name, *(f"{cell:,}" for cell in cells))
-        table.add_row("rest (in no neuron)", "", "", "", "0", f"{self.rest_elements:,}")
+        train = self.rest_elements - self.frozen_rest_elements
+        table.add_row("rest (in no neuron)", "", "", "", f"{self.frozen_rest_elements:,}", f"{train:,}")
         yield table
 
 

@@ -52,6 +52,7 @@ class Verification:
     tuned_fingerprint: str
     parameters: list[ParameterCheck] = field(repr=False)
     only_in_one: list[str]
+    rest: tuple[str, ...] = ()  # kinds of parameters in no neuron that are among the frozen ones
 
     @property
     def ok(self) -> bool:
@@ -70,8 +71,9 @@ class Verification:
 
     def __str__(self) -> str:
         verdict = "intact" if self.ok else f"{self.changed:,} CHANGED in {len(self.broken)} parameters"
+        rest = f" ({', '.join(self.rest)} among them)" if self.rest else ""
         return (
-            f"{self.frozen:,} frozen elements: {verdict}; "
+            f"{self.frozen:,} frozen elements{rest}: {verdict}; "
             f"{self.trainable_changed:,} of {self.trainable:,} trainable elements changed"
         )
 
@@ -89,7 +91,7 @@ def verify(
     Args:
         base: the checkpoint before fine-tuning.
         tuned: the checkpoint after it.
-        mask: the neurons that should be the same in both.
+        mask: the neurons that should be the same in both, and what else (`NeuronMask.with_rest`).
         progress: called once per parameter compared.
 
     Raises:
@@ -126,6 +128,7 @@ def verify(
         tuned_fingerprint=_total(check.tuned_digest for check in checks),
         parameters=checks,
         only_in_one=only_in_one,
+        rest=mask.config.rest,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Optional
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.checks import check
 from neurofreeze.config.cluster import ClusterConfig
+from neurofreeze.config.freeze import FreezeConfig
 from neurofreeze.config.judge import JudgeConfig
 from neurofreeze.config.tracker import MonitorConfig, TrackerConfig
 from neurofreeze.evaluation.phrases import phrase_list
@@ -239,6 +240,7 @@ class Config:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
@@ -272,6 +274,8 @@ class Config:
             check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
         if self.hardens:
             of = f"since method={self.method.name}"
+            kinds = self.freeze.kinds
+            check(not kinds, "freeze.rest", ", ".join(kinds), f"train for every kind, {of} freezes no choice")
             mode, checks = self.alignment.mode, self.validate
             check(mode == "never", "alignment.mode", mode, f"never, {of} trains on data.alignment itself")
             check(checks.mode == "none", "validate.mode", checks.mode, f"none, {of} freezes no choice")

@@ -1,4 +1,4 @@
-"""An engine for a model of which only some parameters train, as PEFT leaves it."""
+"""An engine for a model of which only some parameters train, as PEFT and `freeze_rest` leave it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class PartialEngine:
 
     def __init__(self, engine: Engine, model: nn.Module) -> None:
         if engine.name == "fsdp1":
-            raise FreezeError("freezing adapters under FSDP1 is not verified; use FSDP2")
+            raise FreezeError(
+                "freezing adapters, or parameters without gradients, under FSDP1 is not verified; use FSDP2"
+            )
         self.engine = engine
         self.model = model
 

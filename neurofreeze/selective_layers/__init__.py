@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from neurofreeze.errors import FreezeError, MaskError
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection, canonical_name
+from neurofreeze.rest import KINDS
 from neurofreeze.selective_layers.lines import Lines
 from neurofreeze.selective_layers.modules import TRAINED, Selective, make_ordinary, make_selective
 from neurofreeze.selective_layers.sharded import assembled
@@ -33,7 +34,7 @@ def selective(model: Any, mask: NeuronMask, train: Literal["masked", "unmasked"]
         model: a transformers causal language model; it is changed in place.
         mask: neurons of this model.
         train: "masked": the mask's neurons train, and nothing else. "unmasked": the mask's neurons are frozen and
-            everything else trains, embeddings, norms and lm_head too, as under `freeze`.
+            everything else trains, embeddings, norms and lm_head too unless the mask names them, as under `freeze`.
 
     What frozen and trainable neurons share, such as a KV head, stays frozen, and so does what has requires_grad off.
 
@@ -42,6 +43,7 @@ def selective(model: Any, mask: NeuronMask, train: Literal["masked", "unmasked"]
 
     Raises:
         MaskError: if the mask is for another model, or nothing would train or be frozen.
+        ConfigError: if tied parameters are to be frozen and to train.
         FreezeError: if the model is selective already, wrapped or adapted by PEFT, or has weights that cannot be
             divided.
     """
@@ -49,10 +51,10 @@ def selective(model: Any, mask: NeuronMask, train: Literal["masked", "unmasked"]
         raise FreezeError(f"train is {train!r}; expected 'masked' or 'unmasked'")
     neuron_map = NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
     mask.check(neuron_map)
-    frozen = mask if train == "unmasked" else ~mask
+    frozen = mask if train == "unmasked" else (~mask).with_rest(*KINDS)
     if frozen.count in (0, frozen.total):
         raise MaskError(f"the mask chooses {mask.count:,} of {mask.total:,} neurons, so there is nothing to divide")
-    return train_lines(model, neuron_map, frozen.select(neuron_map), rest=train == "unmasked")
+    return train_lines(model, neuron_map, frozen.select(neuron_map))
 
 
 def merge(model: Any) -> Any:
@@ -104,21 +106,21 @@ def has_selective_layers(model: Any, frozen: Mapping[str, Selection]) -> bool:
     return bool(found)
 
 
-def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection], rest: bool) -> Any:
-    """Let the neurons' parameters train but for these lines of them; returns the model.
+def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection]) -> Any:
+    """Let everything train but for these lines of parameters; returns the model.
 
     Args:
         model: as for `selective`.
         neuron_map: its neurons.
-        frozen: parameter name -> the lines that stay frozen.
-        rest: whether parameters that belong to no neuron train.
+        frozen: parameter name -> the lines that stay frozen; all of them where a parameter belongs to no neuron.
     """
     _require_bare(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    still = set(frozen) & set(neuron_map.rest)
+    frozen = {name: selection for name, selection in frozen.items() if name not in still}
     _require_divisible(parameters, frozen, neuron_map.shapes)
     before = {name for name, parameter in parameters.items() if parameter.requires_grad}
     by_module: dict[str, dict[str, Lines]] = {}
-    still = set() if rest else set(neuron_map.rest)
     for name, selection in frozen.items():
         lines = Lines.without(selection, neuron_map.shapes[name])
         if len(lines) and name in before:

@@ -12,6 +12,7 @@ from neurofreeze.stages.context import Run
 
 def run(run: Run) -> None:
     """Measure refusals of the calibration requests and fine-tune on refusals if there are too few."""
+    run.require_freezable_rest()  # before anything is trained
     done = run.folder.result("align")
     outputs = [run.aligned] if done is not None and done["aligned"] else []
     with run.signals.deferred():

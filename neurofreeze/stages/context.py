@@ -12,7 +12,9 @@ from typing import Any
 
 from neurofreeze.config.schema import UNFROZEN_ARMS, Config, TrainingConfig
 from neurofreeze.errors import ModelError
+from neurofreeze.models.load import load_config
 from neurofreeze.models.resolve import ModelSource, resolve
+from neurofreeze.neurons import NeuronMap
 from neurofreeze.stages.datasets import Datasets
 from neurofreeze.stages.folder import RunFolder, settings_digest
 from neurofreeze.training.stopping import StopSignals
@@ -96,6 +98,7 @@ class Run:
             "granularity": c.granularity,
             "strategy": asdict(c.strategy),
             "method": asdict(c.method),
+            **({"rest": list(c.freeze.kinds)} if c.freeze.kinds else {}),
             "data": self.data.digests("safety", "utility"),
         }
 
@@ -114,6 +117,12 @@ class Run:
     def _hardening(self) -> dict[str, Any]:
         name = self.config.method.name
         return {name: asdict(getattr(self.config.method, name)), "phrases": self.config.evaluation.phrases}
+
+    def require_freezable_rest(self) -> None:
+        """Raise ConfigError if settings freeze the embeddings or lm_head of a model that ties them, but not both."""
+        if self.config.freeze.kinds:
+            neuron_map = NeuronMap.of(load_config(self.source.folder), self.config.granularity)  # type: ignore[arg-type]
+            neuron_map.held(self.config.freeze.kinds)
 
     def require_space(self) -> None:
         """Raise RunError unless all checkpoints of the run will fit on the disk."""

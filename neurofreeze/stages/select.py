@@ -40,7 +40,7 @@ def _select(run: Run, folder: Path) -> dict[str, Any]:
     c = run.config
     unfinished = folder / "unfinished"
     choice = Chooser(run).choose({"safety": run.data.safety, "utility": run.data.utility}, "select", unfinished)
-    mask, groups = choice.mask, choice.groups
+    mask, groups = choice.mask.with_rest(*c.freeze.kinds), choice.groups
     for name, chosen in (("safety", mask), ("random", NeuronMask.random_like(mask, c.seed))):
         chosen.with_config(
             model=c.model,

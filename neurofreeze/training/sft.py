@@ -23,6 +23,7 @@ from neurofreeze.files import sync, sync_tree
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
+from neurofreeze.rest import freeze_rest
 from neurofreeze.training.adaptation import Adaptation
 from neurofreeze.training.backends import Backend, computes_in_bf16
 from neurofreeze.training.callbacks import MetricsCallback, PublishCallback, StopCallback, silence
@@ -86,7 +87,7 @@ def fine_tune(
         config: hyperparameters.
         backend: how ranks share the model; None for one process.
         seed: of the data order and dropout.
-        mask: neurons to freeze, None to train everything.
+        mask: neurons to freeze, and what else; None to train everything.
         adaptation: what trains in place of the weights, None for the weights themselves.
         log: called with the trainer's logs, one dict a step.
         progress: called with (steps done, steps in all).
@@ -115,6 +116,8 @@ def fine_tune(
         model = engine.load(base)
         if adaptation is not None:
             model = adaptation.attach(model)
+        if mask is not None:
+            freeze_rest(model, mask)
         optimized = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
         trainer = SupervisedTrainer(
             backend=engine,

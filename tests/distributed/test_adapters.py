@@ -99,7 +99,9 @@ def refuse_and_notice() -> None:
     mask = mask_for(base)
     model = lora.adapted(base)
     sharded = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
-    with pytest.raises(FreezeError, match="freezing adapters under FSDP1 is not verified; use FSDP2"):
+    with pytest.raises(
+        FreezeError, match="freezing adapters, or parameters without gradients, under FSDP1 is not verified"
+    ):
         freeze(sharded, lora.adamw(sharded), mask)
 
     # Rows of lora_B are cut between the ranks: only one of them sees this.

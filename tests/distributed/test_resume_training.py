@@ -51,7 +51,7 @@ def tune(base: Path, output: Path, name: str, cut: bool) -> sft.TrainingResult:
 
 
 def mask(base: Path) -> NeuronMask:
-    return NeuronMask.random(NeuronMap.of(load_config(base)), 0.3, seed=1)
+    return NeuronMask.random(NeuronMap.of(load_config(base)), 0.3, seed=1).with_rest("norms")
 
 
 def cut_off(base: Path, output: Path, name: str) -> None:
