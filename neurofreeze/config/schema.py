@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from neurofreeze.config.backend import BackendConfig
+from neurofreeze.config.budget import BudgetConfig
 from neurofreeze.config.checks import check
 from neurofreeze.config.cluster import ClusterConfig
 from neurofreeze.config.freeze import FreezeConfig
@@ -103,7 +104,7 @@ class RatiosConfig:
 
 
 # Methods that teach refusals rather than keep them, and their arms: the method's own first, which has a mask.
-HARDENING = {"nest": ("nest", "full", "lora")}
+HARDENING = {"nest": ("nest", "full", "lora"), "budget": ("budget", "random", "full")}
 METHODS = ("auto", "ssah", "top", "above", "difference", *HARDENING)
 
 
@@ -154,10 +155,10 @@ class NestConfig:
 
 @dataclass
 class MethodConfig:
-    """How scores become the choice of neurons to freeze; under nest, of rows to train."""
+    """How scores become the choice of neurons to freeze; under nest, of rows to train; under budget, of neurons to."""
 
     name: str = "auto"  # auto: the strategy's own
-    ratios: RatiosConfig = field(default_factory=RatiosConfig)  # ssah
+    ratios: RatiosConfig = field(default_factory=RatiosConfig)  # ssah, budget
     freeze: str = "fraction"  # ssah: ESU and CU up to `fraction`; esu_top_cu: ESU and `top_cu`; esu_all_cu: both whole
     top_cu: float = 0.06  # of all neurons of a kind, taken from CU
     search: bool = False  # ssah: find the ratios by pruning on the calibration sets, in place of `ratios`
@@ -168,6 +169,7 @@ class MethodConfig:
     threshold: Optional[float] = None  # above: the score to exceed; null: the strategy's own
     minus: float = 0.15  # difference: share of neurons, those that utility needs most, to leave out
     nest: NestConfig = field(default_factory=NestConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
@@ -274,6 +276,8 @@ class Config:
             check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
         if self.hardens:
             of = f"since method={self.method.name}"
+            times = self.training.frozen_times
+            check(times == 1, "training.frozen_times", times, f"1, {of} compares arms of equal length")
             kinds = self.freeze.kinds
             check(not kinds, "freeze.rest", ", ".join(kinds), f"train for every kind, {of} freezes no choice")
             mode, checks = self.alignment.mode, self.validate

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from neurofreeze.errors import ConfigError
 from neurofreeze.mask import MaskConfig, NeuronMask, check_fraction
 from neurofreeze.neurons import NeuronMap
+from neurofreeze.rest import KINDS
 from neurofreeze.strategies.scores import NeuronScores, kinds, split
 
 RU, EUU, CU, ESU = range(4)
@@ -135,6 +136,11 @@ def freeze_all_complex(groups: Groups, safety: NeuronScores, utility: NeuronScor
         return int(np.isin(codes, (ESU, CU)).sum())
 
     return _first(groups, safety, utility, wanted, {"freeze": "esu_all_cu"})
+
+
+def freeze_all_but_redundant(groups: Groups) -> NeuronMask:
+    """The paper's alignment budget: RU train, and nothing else does, embeddings, norms and lm_head included."""
+    return (~groups.mask(RU)).with_rest(*KINDS)
 
 
 def _first(

@@ -64,8 +64,13 @@ class Run:
         return self.folder.path / "selection" / arm
 
     def training(self, arm: str) -> TrainingConfig:
-        """How an arm is fine-tuned: one with a mask for as many times the steps, or epochs, as was asked for."""
+        """How an arm is fine-tuned: one with a mask for as many times the steps, or epochs, as was asked for.
+
+        Under method=budget every arm has a learning rate of its own.
+        """
         c = self.config.training
+        if self.config.method.name == "budget":
+            return replace(c, learning_rate=getattr(self.config.method.budget.learning_rates, arm))
         times = 1.0 if arm in UNFROZEN_ARMS else c.frozen_times
         steps = None if c.steps is None else max(1, round(times * c.steps))
         return replace(c, steps=steps, epochs=times * c.epochs, frozen_times=1.0)

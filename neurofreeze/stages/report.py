@@ -37,6 +37,7 @@ LABELS = {
     "nest": "NeST",
     "full": "full fine-tuning",
     "lora": "LoRA",
+    "budget": "redundant units only",
 }
 
 
@@ -135,7 +136,8 @@ def _pruned(run: Run) -> list[Pruning]:
 
 def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Comparison]:
     # The method first, so that a row reads "safety against none".
-    order = sorted(arms, key=("safety", "random", "none", *chain.from_iterable(HARDENING.values())).index)
+    own = [names[0] for names in HARDENING.values()]
+    order = sorted(arms, key=("safety", *own, "random", "none", *chain.from_iterable(HARDENING.values())).index)
     return [
         Comparison(first, second, what, PairedTest.of(getattr(outcomes[first], key), getattr(outcomes[second], key)))
         for key, what in (

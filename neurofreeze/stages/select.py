@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from neurofreeze.stages.context import Run
 from neurofreeze.verification import weights_fingerprint
 
 GROUPS_FILE = "groups.safetensors"
+UNFINISHED = "unfinished"  # folder of the scores of a choice that was interrupted
 
 
 def run(run: Run) -> None:
@@ -26,9 +28,8 @@ def run(run: Run) -> None:
     if run.config.hardens:
         hardening.stages(run).select(run)
         return
-    folder = run.folder.path / "selection"
     outputs = [run.mask("safety"), run.mask("random")]
-    run.folder.run("select", run.select_settings(), lambda: _select(run, folder), *outputs)
+    run.folder.run("select", run.select_settings(), lambda: _select(run), *outputs)
 
 
 def searched(run: Run) -> list[Curve]:
@@ -36,25 +37,35 @@ def searched(run: Run) -> list[Curve]:
     return [Curve.from_dict(found) for found in run.folder.required("select", "select")["search"]]
 
 
-def _select(run: Run, folder: Path) -> dict[str, Any]:
-    c = run.config
-    unfinished = folder / "unfinished"
-    choice = Chooser(run).choose({"safety": run.data.safety, "utility": run.data.utility}, "select", unfinished)
-    mask, groups = choice.mask.with_rest(*c.freeze.kinds), choice.groups
-    for name, chosen in (("safety", mask), ("random", NeuronMask.random_like(mask, c.seed))):
+def _select(run: Run) -> dict[str, Any]:
+    sets = {"safety": run.data.safety, "utility": run.data.utility}
+    choice = Chooser(run).choose(sets, "select", run.folder.path / "selection" / UNFINISHED)
+    mask, groups = choice.mask.with_rest(*run.config.freeze.kinds), choice.groups
+    return keep(run, "safety", mask, groups, choice.search)
+
+
+def keep(
+    run: Run, arm: str, mask: NeuronMask, groups: ssah.Groups | None = None, search: Sequence[Curve] = ()
+) -> dict[str, Any]:
+    """Save an arm's mask, a random one of its size, and the groups; returns the stage's result.
+
+    Scores that an interrupted choice would go on from are removed.
+    """
+    c, folder = run.config, run.folder.path / "selection"
+    for name, chosen in ((arm, mask), ("random", NeuronMask.random_like(mask, c.seed))):
         chosen.with_config(
             model=c.model,
             revision=c.revision,
             fingerprint=weights_fingerprint(run.start, chosen),
-            calibration=run.data.digests("safety", "utility") if name == "safety" else {},
+            calibration=run.data.digests("safety", "utility") if name == arm else {},
         ).save_pretrained(run.mask(name))
     if groups is not None:
         _save_groups(groups, folder / GROUPS_FILE)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     counts = {name: groups.mask(code).count for code, name in enumerate(ssah.GROUPS)} if groups else {}
     of = f"{', '.join(f'{name} {count:,}' for name, count in counts.items())}; " if counts else ""
     say(f"select: {of}freezing {mask.count:,} of {mask.total:,} neurons ({mask.fraction:.1%})")
-    curves = [asdict(curve) for curve in choice.search]
+    curves = [asdict(curve) for curve in search]
     return {"neurons": mask.count, "total": mask.total, "groups": counts, "search": curves}
 
 

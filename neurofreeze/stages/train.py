@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.console import say, stage
 from neurofreeze.enforcement import Enforcement
 from neurofreeze.mask import NeuronMask
@@ -20,15 +21,21 @@ def run(run: Run, arm: str) -> None:
     """Fine-tune one arm into arms/<arm>; for a method that teaches refusals, in its own way."""
     if run.config.hardens:
         hardening.stages(run).train(run, arm)
-        return
-    if arm != "none":
+    else:
+        fine_tune_arm(run, arm)
+
+
+def fine_tune_arm(run: Run, arm: str) -> None:
+    """Fine-tune one arm into arms/<arm>, frozen by its mask if it has one."""
+    if arm not in UNFROZEN_ARMS:
         run.folder.required("select", "select")
     with run.signals.deferred():
         run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm), together=True)
 
 
 def _train(run: Run, arm: str) -> dict[str, Any]:
-    mask, report = (None, {"frozen_neurons": 0, "frozen_elements": 0}) if arm == "none" else _frozen(run, arm)
+    unfrozen = (None, {"frozen_neurons": 0, "frozen_elements": 0})
+    mask, report = unfrozen if arm in UNFROZEN_ARMS else _frozen(run, arm)
 
     from neurofreeze.training.adaptation import SelectiveLayers
     from neurofreeze.training.sft import fine_tune
@@ -37,7 +44,7 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
         result = fine_tune(
             run.start,
             run.arm(arm),
-            run.data.train,
+            getattr(run.data, run.trained_on),
             run.training(arm),
             backend=run.config.backend,
             seed=run.config.seed,
