@@ -40,8 +40,13 @@ class Example:
         """SHA-256 of the prompt without regard to case, punctuation and spacing."""
         return hashlib.sha256(" ".join(re.findall(r"\w+", self.prompt.lower())).encode()).hexdigest()
 
+    @property
+    def record(self) -> str:
+        """Prompt and answer, as digests take them."""
+        return f"{self.key} {self.response!r}"
+
 
 def digest(examples: Iterable[Example]) -> str:
     """SHA-256 over prompts and answers; independent of their order."""
-    lines = sorted(f"{example.key} {example.response!r}" for example in examples)
+    lines = sorted(example.record for example in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -33,8 +33,7 @@ def read(source: str, *, responses: bool = True, limit: int | None = None) -> li
     if source.startswith(bundled.PREFIX):
         examples = bundled.load(source)
     else:
-        rows = _rows(source)
-        examples = [_example(row, source, number) for number, row in enumerate(rows, 1)]
+        examples = [_example(row, source, number) for number, row in enumerate(rows(source), 1)]
     if not examples:
         raise DataError(f"{source} has no rows; expected at least one")
     if responses and (bare := next((e for e in examples if not e.response), None)):
@@ -45,7 +44,12 @@ def read(source: str, *, responses: bool = True, limit: int | None = None) -> li
     return examples[:limit]
 
 
-def _rows(source: str) -> Any:
+def rows(source: str) -> Any:
+    """The rows of a file or hub data set, dicts by column.
+
+    Raises:
+        DataError: if the source is missing or unreadable.
+    """
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -88,9 +92,9 @@ def _from_hub(name: str, split: str) -> Any:
 
 
 def _example(row: dict[str, Any], source: str, number: int) -> Example:
-    chat = _first(row, CHATS)
-    if chat is not None:
-        return _from_chat(row[chat], source, number)
+    column = _first(row, CHATS)
+    if column is not None:
+        return _from_chat(row[column], source, number)
     prompt, response = _first(row, PROMPTS), _first(row, RESPONSES)
     if prompt is None:
         raise DataError(
@@ -103,12 +107,21 @@ def _example(row: dict[str, Any], source: str, number: int) -> Example:
     return Example.of(text, None if response is None else str(row[response]))
 
 
-def _from_chat(turns: Any, source: str, number: int) -> Example:
+def chat(turns: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """The (role, content) pairs of a chat, under the names of roles that templates know.
+
+    Raises:
+        DataError: if it is not a list of messages, naming the row by `where`.
+    """
     try:
         pairs = [(t.get("role") or t["from"], t.get("content") or t["value"]) for t in turns]
     except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{source}, row {number}: a chat must be a list of objects with role and content") from error
-    pairs = [(_ROLES.get(role, role), content) for role, content in pairs]
+        raise DataError(f"{where}: a chat must be a list of objects with role and content") from error
+    return tuple((_ROLES.get(role, role), content) for role, content in pairs)
+
+
+def _from_chat(turns: Any, source: str, number: int) -> Example:
+    pairs = list(chat(turns, f"{source}, row {number}"))
     response = pairs.pop()[1] if pairs and pairs[-1][0] == "assistant" else None
     if not pairs or pairs[-1][0] != "user":
         raise DataError(f"{source}, row {number}: expected a user turn before the last answer, found {pairs[-1:]}")
