@@ -11,6 +11,8 @@ from neurofreeze.config.checks import check
 from neurofreeze.config.cluster import ClusterConfig
 from neurofreeze.config.freeze import FreezeConfig
 from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.config.objectives import AnchorConfig, ReplayConfig
+from neurofreeze.config.safeneuron import PreferencesConfig, SafeNeuronConfig
 from neurofreeze.config.tracker import MonitorConfig, TrackerConfig
 from neurofreeze.evaluation.phrases import phrase_list
 from neurofreeze.evaluation.variants import variants
@@ -29,9 +31,11 @@ class DataConfig:
     harmful: str = "bundled:harmful/evaluation"
     lookalikes: str = "bundled:lookalikes/evaluation"
     general: str = "bundled:instructions/evaluation"
+    replay: list[str] = field(default_factory=lambda: ["bundled:harmful/align", "bundled:lookalikes/align"])
     alignment: list[str] = field(
         default_factory=lambda: ["bundled:harmful/align", "bundled:lookalikes/align", "bundled:instructions/align"]
     )
+    preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
 
 
 @dataclass
@@ -104,7 +108,13 @@ class RatiosConfig:
 
 
 # Methods that teach refusals rather than keep them, and their arms: the method's own first, which has a mask.
-HARDENING = {"nest": ("nest", "full", "lora"), "budget": ("budget", "random", "full")}
+HARDENING = {
+    "nest": ("nest", "full", "lora"),
+    "budget": ("budget", "random", "full"),
+    "safeneuron": ("safeneuron", "dpo"),
+}
+# What they train on, where it is not data.alignment, so that the model may be aligned first.
+TRAINED_ON = {"safeneuron": "preferences"}
 METHODS = ("auto", "ssah", "top", "above", "difference", *HARDENING)
 
 
@@ -170,6 +180,7 @@ class MethodConfig:
     minus: float = 0.15  # difference: share of neurons, those that utility needs most, to leave out
     nest: NestConfig = field(default_factory=NestConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    safeneuron: SafeNeuronConfig = field(default_factory=SafeNeuronConfig)
 
     def __post_init__(self) -> None:
         check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
@@ -210,20 +221,23 @@ class EvaluationConfig:
 
 @dataclass
 class ValidateConfig:
-    """Checks of the choice of neurons, before anything is trained."""
+    """Checks of the choice of neurons, before anything is trained, and of what fine-tuning did to it."""
 
-    mode: str = "none"  # prune: run the model without them, and without random ones; see what happens to refusals
+    # prune: run the model without the chosen neurons, and without random ones; see what happens to refusals
+    # groups: without each of SSAH's groups, and without random ones of its size
+    mode: str = "none"
     draws: int = 3  # random masks with as many neurons
+    migration: bool = False  # which neurons of each arm are in another of SSAH's groups than before fine-tuning
     splits: int = 0  # times to choose again on random halves of the calibration sets, to see how much overlaps
 
     def __post_init__(self) -> None:
-        check(self.mode in ("none", "prune"), "validate.mode", self.mode, "none or prune")
+        check(self.mode in ("none", "prune", "groups"), "validate.mode", self.mode, "none, prune or groups")
         check(self.splits >= 0, "validate.splits", self.splits, "a number not below 0")
         check(self.draws > 0, "validate.draws", self.draws, "a positive number")
 
 
 ARMS = ("none", "random", "safety")
-UNFROZEN_ARMS = ("none", "full", "lora")  # have no mask, so that there is nothing to verify
+UNFROZEN_ARMS = ("none", "full", "lora", "dpo")  # have no mask, so that there is nothing to verify
 
 
 @dataclass
@@ -244,6 +258,8 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
@@ -264,6 +280,9 @@ class Config:
         check(method == "ssah" or not self.method.search, "method.search", True, f"false, since method is {method}")
         by_fraction = method == "ssah" or self.method.freeze == "fraction"
         check(by_fraction, "method.freeze", self.method.freeze, f"fraction, since method is {method}")
+        grouped = method == "ssah" or (self.validate.mode != "groups" and not self.validate.migration)
+        key = "validate.mode" if self.validate.mode == "groups" else "validate.migration"
+        check(grouped, key, "groups" if key == "validate.mode" else True, f"no groups, since method is {method}")
         backend, ranks = self.backend.name, self.cluster.ranks
         check(backend != "plain" or ranks == 1, "backend", backend, f"ddp, fsdp2 or zero1 to zero3 for {ranks} ranks")
         sizes = {"training.batch_size": self.training.batch_size}
@@ -274,16 +293,36 @@ class Config:
         if self.method.name == "nest":
             whole = backend in ("plain", "ddp", "zero1", "zero2") or "nest" not in self.arms
             check(whole, "backend", backend, "ddp, zero1 or zero2: update vectors need whole weights on each rank")
+        if self.method.name == "safeneuron":
+            check(backend == "plain", "backend", backend, "plain: preference training is verified in one process only")
+            how = self.training.enforcement
+            check(how != "selective", "training.enforcement", how, "auto or mask, which preference training has")
         if self.hardens:
+            for name in ("replay", "anchor"):
+                weight = getattr(self, name).weight
+                check(weight == 0, f"{name}.weight", weight, f"0, since method={self.method.name} teaches refusals")
             of = f"since method={self.method.name}"
+            own = self.method.name == "safeneuron"
+            why = "freezes and prunes neurons in its own way" if own else "freezes no choice"
             times = self.training.frozen_times
             check(times == 1, "training.frozen_times", times, f"1, {of} compares arms of equal length")
             kinds = self.freeze.kinds
-            check(not kinds, "freeze.rest", ", ".join(kinds), f"train for every kind, {of} freezes no choice")
+            check(not kinds, "freeze.rest", ", ".join(kinds), f"train for every kind, {of} {why}")
             mode, checks = self.alignment.mode, self.validate
-            check(mode == "never", "alignment.mode", mode, f"never, {of} trains on data.alignment itself")
-            check(checks.mode == "none", "validate.mode", checks.mode, f"none, {of} freezes no choice")
-            check(checks.splits == 0, "validate.splits", checks.splits, f"0, {of} freezes no choice")
+            aligns = self.trained_on != "alignment" or mode == "never"
+            check(aligns, "alignment.mode", mode, f"never, {of} trains on data.alignment itself")
+            check(checks.mode == "none", "validate.mode", checks.mode, f"none, {of} {why}")
+            check(checks.splits == 0, "validate.splits", checks.splits, f"0, {of} {why}")
+
+    @property
+    def trained_on(self) -> str:
+        """The role of the examples that arms are trained on."""
+        return TRAINED_ON.get(self.method.name, "alignment") if self.hardens else "train"
+
+    @property
+    def replays(self) -> bool:
+        """Whether training needs data.replay."""
+        return self.replay.weight > 0 or self.anchor.weight > 0
 
     @property
     def hardens(self) -> bool:

@@ -70,6 +70,15 @@ def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
     return tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
+def answer_ids(tokenizer: Any, example: Example) -> tuple[list[int], int]:
+    """Token ids of the conversation with its answer, and where that begins."""
+    prompt = prompt_ids(tokenizer, example)
+    whole = tokenizer.apply_chat_template(
+        [*example.messages, {"role": "assistant", "content": example.response}], tokenize=True, return_dict=False
+    )
+    return whole, next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+
+
 def batches(
     tokenizer: Any, examples: Sequence[Example], batch_size: int, max_length: int | None = None
 ) -> Iterator[Batch]:
@@ -83,12 +92,8 @@ def batches(
     """
     rows = []
     for example in examples:
-        prompt = prompt_ids(tokenizer, example)
-        whole = tokenizer.apply_chat_template(
-            [*example.messages, {"role": "assistant", "content": example.response}], tokenize=True, return_dict=False
-        )
-        start = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-        rows.append((whole[:max_length], start))
+        ids, start = answer_ids(tokenizer, example)
+        rows.append((ids[:max_length], start))
     yield from pad(rows, tokenizer.pad_token_id, batch_size)
 
 

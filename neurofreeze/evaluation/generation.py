@@ -50,24 +50,44 @@ def continuations(
     keep: int = 0,
     progress: Callable[[], None] | None = None,
 ) -> list[str]:
-    """What follows each prompt of token ids under greedy decoding, and the prompt's last `keep` tokens before it."""
+    """What follows each prompt of token ids under greedy decoding, as text, after the prompt's last `keep` tokens."""
+    found = continuation_ids(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    return [
+        tokenizer.decode(prompt[len(prompt) - keep :] + ids, skip_special_tokens=True).strip()
+        for prompt, ids in zip(prompts, found, strict=True)
+    ]
+
+
+# Not inference_mode: a model in training must be able to go on with the weights that its engine gathers here.
+@torch.no_grad()
+def continuation_ids(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[], None] | None = None,
+) -> list[list[int]]:
+    """What follows each prompt under greedy decoding, as token ids up to and with the one that ends the answer."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    texts = [""] * len(prompts)
+    greedy = _greedy(model, tokenizer, max_new_tokens)
+    ends = {greedy.eos_token_id} if isinstance(greedy.eos_token_id, int) else set(greedy.eos_token_id or ())
+    found: list[list[int]] = [[]] * len(prompts)
     for begin in range(0, len(order), batch_size):
         indices = order[begin : begin + batch_size]
         batch = tokenizer.pad(
             {"input_ids": [prompts[index] for index in indices]}, padding_side="left", return_tensors="pt"
         ).to(model.device)
-        output = model.generate(
-            **batch,
-            generation_config=_greedy(model, tokenizer, max_new_tokens),
-        )
-        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] - keep :], skip_special_tokens=True)
-        for index, text in zip(indices, completions, strict=True):
-            texts[index] = text.strip()
+        output = model.generate(**batch, generation_config=greedy)
+        for index, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids, 1) if token in ends), len(ids))
+            found[index] = ids[:end]  # what comes after is padding
         if progress is not None:
             progress()
-    return texts
+    return found
 
 
 def is_degenerate(completion: str) -> bool:

@@ -41,8 +41,14 @@ class Run:
     def data(self) -> Datasets:
         """All data sets, disjoint."""
         c = self.config
-        align = c.hardens or c.alignment.mode != "never"
-        return Datasets.read(c.data, align=align, limit=c.evaluation.limit, seed=c.seed)
+        return Datasets.read(
+            c.data,
+            align=c.trained_on == "alignment" or c.alignment.mode != "never",
+            replay=c.replays,
+            preferences=c.trained_on == "preferences",
+            limit=c.evaluation.limit,
+            seed=c.seed,
+        )
 
     @property
     def start(self) -> Path:
@@ -78,7 +84,7 @@ class Run:
     @property
     def trained_on(self) -> str:
         """The role of the examples that arms are trained on."""
-        return "alignment" if self.config.hardens else "train"
+        return self.config.trained_on
 
     def align_settings(self) -> dict[str, Any]:
         """What the starting checkpoint depends on."""
@@ -115,7 +121,8 @@ class Run:
             "start": settings_digest(start),
             "seed": c.seed,
             "training": asdict(self.training(arm)),
-            "data": self.data.digests(self.trained_on),
+            "data": self.data.digests(self.trained_on, *(["replay"] if c.replays else [])),
+            **{name: asdict(getattr(c, name)) for name in ("replay", "anchor") if getattr(c, name).weight},
             **(self._hardening() if c.hardens else {}),
         }
 

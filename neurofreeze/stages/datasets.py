@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from neurofreeze.config.schema import DataConfig
 from neurofreeze.data import Example, digest, read, require_disjoint
 from neurofreeze.data.bundled import PREFIX
+from neurofreeze.data.preferences import About, Preference, read_preferences
 from neurofreeze.errors import DataError
 
 _HOLDOUT_SHARE = 10
+_TRAINING = ("alignment", "replay", "preferences")  # may share prompts with each other
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,27 @@ class Datasets:
     lookalikes: list[Example]
     general: list[Example]
     alignment: list[Example]
+    replay: list[Example]
+    preferences: list[Preference]
 
     @classmethod
-    def read(cls, config: DataConfig, *, align: bool, limit: int | None, seed: int) -> Datasets:
+    def read(
+        cls,
+        config: DataConfig,
+        *,
+        align: bool,
+        replay: bool,
+        preferences: bool = False,
+        limit: int | None,
+        seed: int,
+    ) -> Datasets:
         """Read every set.
 
         Args:
             config: the sources.
             align: whether the alignment set is needed.
+            replay: whether the replay set is needed.
+            preferences: whether preference pairs are needed.
             limit: rows of each evaluation set, None for all.
             seed: of the split of `train` where there is no set to hold out.
 
@@ -49,11 +65,16 @@ class Datasets:
             lookalikes=read(config.lookalikes, responses=False, limit=limit),
             general=read(config.general, limit=limit),
             alignment=[e for source in config.alignment for e in read(source)] if align else [],
+            replay=[e for source in config.replay for e in read(source)] if replay else [],
+            preferences=_preferences(config) if preferences else [],
         )
-        require_disjoint({f"data.{name}": examples for name, examples in found.roles().items()})
+        # What a model was aligned on may well be replayed, or be among the pairs; nothing else may share a prompt.
+        for one in _TRAINING:
+            others = set(_TRAINING) - {one}
+            require_disjoint({f"data.{name}": rows for name, rows in found.roles().items() if name not in others})
         return found
 
-    def roles(self) -> dict[str, list[Example]]:
+    def roles(self) -> dict[str, Sequence[Example]]:
         """Role -> examples, without roles that are not used."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)}
 
@@ -67,6 +88,14 @@ def holdout_source(config: DataConfig) -> str | None:
     if config.holdout is None and config.train.startswith(PREFIX):
         return f"{config.train.partition('/')[0]}/evaluation"
     return config.holdout
+
+
+def _preferences(config: DataConfig) -> list[Preference]:
+    sources: dict[About, list[str]] = {
+        "safety": config.preferences.safety,
+        "helpfulness": config.preferences.helpfulness,
+    }
+    return [pair for about, own in sources.items() for source in own for pair in read_preferences(source, about)]
 
 
 def _train_and_holdout(config: DataConfig, seed: int) -> tuple[list[Example], list[Example]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.console import say, stage
@@ -15,6 +15,9 @@ from neurofreeze.stages import hardening
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.monitoring import monitors, rows
 from neurofreeze.summary import FreezeSummary
+
+if TYPE_CHECKING:
+    from neurofreeze.training.objectives import Objective
 
 
 def run(run: Run, arm: str) -> None:
@@ -49,6 +52,7 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
             backend=run.config.backend,
             seed=run.config.seed,
             mask=mask,
+            objectives=objectives(run),
             adaptation=SelectiveLayers(mask) if mask and report["enforcement"] == "selective" else None,
             log=run.folder.attempt("train", arm),
             progress=bar.update,
@@ -58,6 +62,19 @@ def _train(run: Run, arm: str) -> dict[str, Any]:
             overwrite=run.config.overwrite,
         )
     return {**asdict(result), **report}
+
+
+def objectives(run: Run) -> list[Objective]:
+    """What training loses beside the loss on its data, as the settings ask for."""
+    from neurofreeze.training.objectives import Anchor, Replay
+
+    c = run.config
+    found: list[Objective] = []
+    if c.replay.weight:
+        found.append(Replay(c.replay, run.data.replay))
+    if c.anchor.weight:
+        found.append(Anchor(c.anchor, run.data.replay))
+    return found
 
 
 def _frozen(run: Run, arm: str) -> tuple[NeuronMask, dict[str, Any]]:

@@ -28,6 +28,7 @@ from neurofreeze.training.adaptation import Adaptation
 from neurofreeze.training.backends import Backend, computes_in_bf16
 from neurofreeze.training.callbacks import MetricsCallback, PublishCallback, StopCallback, silence
 from neurofreeze.training.checkpointing import Checkpoints, Identity
+from neurofreeze.training.objectives import Joint, Objective
 from neurofreeze.training.stopping import Stopped, StopSignals
 from neurofreeze.training.throughput import ThroughputCallback
 from neurofreeze.training.trainer import SupervisedTrainer, arguments, row
@@ -66,6 +67,7 @@ def fine_tune(
     seed: int,
     mask: NeuronMask | None = None,
     adaptation: Adaptation | None = None,
+    objectives: Sequence[Objective] = (),
     log: Callable[[dict[str, Any]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     checked: Callable[[dict[str, Any]], None] | None = None,
@@ -89,6 +91,7 @@ def fine_tune(
         seed: of the data order and dropout.
         mask: neurons to freeze, and what else; None to train everything.
         adaptation: what trains in place of the weights, None for the weights themselves.
+        objectives: what training loses beside the loss on the examples.
         log: called with the trainer's logs, one dict a step.
         progress: called with (steps done, steps in all).
         checked: called with the outcome of each check of the frozen elements; see FreezeCallback.
@@ -104,11 +107,13 @@ def fine_tune(
     """
     workspace = output.with_name(f"{output.name}.unfinished")
     engine = Backend(backend or BackendConfig(), computes_in_bf16(config.bf16))
-    checkpoints = Checkpoints(workspace, _identity(base, examples, config, engine.config.name, seed, mask, adaptation))
+    identity = _identity(base, examples, config, engine.config.name, seed, mask, adaptation, objectives)
+    checkpoints = Checkpoints(workspace, identity)
     resumed = checkpoints.newest(overwrite)
     if resumed is not None:
         say(f"going on from the checkpoint of step {resumed.step}")
     tokenizer = load_tokenizer(base)
+    joint = Joint([each.prepare(base, config.max_length, seed) for each in objectives]) if objectives else None
     metrics, stop = MetricsCallback(log, progress), StopCallback(signals or StopSignals())
     freezing = FreezeCallback(mask, config.check_every, checked) if mask is not None else None
     with engine.in_use():
@@ -121,6 +126,7 @@ def fine_tune(
         optimized = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
         trainer = SupervisedTrainer(
             backend=engine,
+            objectives=joint,
             model=model,
             args=args,
             train_dataset=Dataset.from_list([row(example) for example in examples]),
@@ -179,6 +185,7 @@ def _identity(
     seed: int,
     mask: NeuronMask | None,
     adaptation: Adaptation | None,
+    objectives: Sequence[Objective],
 ) -> Identity:
     """All that a fine-tune's result depends on; how often it is saved and checked may change between interruptions."""
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(base.glob("*.safetensors"))]
@@ -195,6 +202,7 @@ def _identity(
             "seed": seed,
             "mask": None if mask is None else mask.digest,
             "adaptation": None if adaptation is None else adaptation.identity,
+            "objectives": [objective.identity for objective in objectives],
         },
         backend=backend,
         ranks=world_size(),

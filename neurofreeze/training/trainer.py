@@ -11,8 +11,9 @@ from trl import SFTConfig, SFTTrainer
 
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data.examples import Example
-from neurofreeze.distributed import world_size
+from neurofreeze.distributed import gather, world_size
 from neurofreeze.training.backends import ONE_PROCESS, Backend
+from neurofreeze.training.objectives import Joint
 from neurofreeze.training.order import FilledEpochs, with_filler
 
 
@@ -22,10 +23,19 @@ class SupervisedTrainer(SFTTrainer):
     TRL's chunked log-probability head saves GPU memory; its CPU fallback takes more than half of a small model's step.
     Whether the backend is the one that was asked for is looked at once the model is wrapped. The order of examples is
     that of one process, on any number of ranks.
+
+    Args:
+        backend: how ranks share the model.
+        objectives: what training loses beside the loss on its data, None for nothing.
     """
 
-    def __init__(self, *args: Any, backend: Backend = ONE_PROCESS, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, backend: Backend = ONE_PROCESS, objectives: Joint | None = None, **kwargs: Any
+    ) -> None:
         self.backend = backend
+        self.objectives = objectives
+        self._micro_batch = (-1, 0)  # the optimizer step, and how many of its micro-batches have run
+        self._terms: dict[str, list[float]] = {}
         self.train_dataset: Any = None
         super().__init__(*args, **kwargs)
         if world_size() > 1:
@@ -51,10 +61,35 @@ class SupervisedTrainer(SFTTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Mean over the answer tokens, in nats."""
+        """Mean over the answer tokens, in nats, and the objectives' terms."""
+        if self.objectives is not None:
+            return self._joint_loss(self.objectives, model, inputs, *args, **kwargs)
         if self.args.device.type == "cpu":
             return Trainer.compute_loss(self, model, inputs, *args, **kwargs)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _joint_loss(
+        self, objectives: Joint, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        step, done = self._micro_batch
+        done = 0 if step != self.state.global_step else done
+        self._micro_batch = (self.state.global_step, done + 1)
+        number = self.state.global_step * self.args.gradient_accumulation_steps + done
+        joined, placed = objectives.join(inputs, number)
+        loss, outputs = Trainer.compute_loss(self, model, joined, True, num_items_in_batch)
+        terms = objectives.losses(outputs.logits, placed)
+        for name, value in terms.items():
+            self._terms.setdefault(name, []).append(value.item())
+        # The training loss is divided by the tokens of all micro-batches of the step already.
+        shares = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        loss = loss + objectives.weighted(terms) / shares
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, with the mean of each objective over all ranks since the last ones."""
+        means = gather({name: sum(values) / len(values) for name, values in self._terms.items()})
+        self._terms.clear()
+        super().log({**logs, **{name: sum(m[name] for m in means) / len(means) for name in means[0]}}, *args, **kwargs)
 
 
 def arguments(config: TrainingConfig, folder: Path, seed: int, backend: Backend = ONE_PROCESS) -> SFTConfig:

@@ -11,6 +11,7 @@ import yaml
 
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.location import conf_folder
+from neurofreeze.config.objectives import AnchorConfig, ReplayConfig
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data import read
 from neurofreeze.mask import NeuronMask
@@ -18,13 +19,14 @@ from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.testing import run_distributed_test
 from neurofreeze.training import sft
+from neurofreeze.training.objectives import Anchor, Replay
 from neurofreeze.verification import verify
 
 pytestmark = pytest.mark.slow
 
 # An epoch is three steps, so that the second one is gone on with.
 CONFIG = TrainingConfig(
-    steps=5, batch_size=4, learning_rate=1e-2, warmup_steps=0, max_length=48, bf16="false", save_steps=2
+    steps=5, batch_size=4, learning_rate=1e-2, warmup_steps=0, max_length=96, bf16="false", save_steps=2
 )
 
 
@@ -37,6 +39,7 @@ def tune(base: Path, output: Path, name: str, cut: bool) -> sft.TrainingResult:
 
     if name != "plain":  # as launchers do
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    known = read("bundled:retail_bank/evaluation", limit=4)
     settings: dict[str, Any] = yaml.safe_load((conf_folder() / "backend" / f"{name}.yaml").read_text(encoding="utf-8"))
     return sft.fine_tune(
         base,
@@ -46,6 +49,7 @@ def tune(base: Path, output: Path, name: str, cut: bool) -> sft.TrainingResult:
         backend=BackendConfig(**settings),
         seed=0,
         mask=mask(base),
+        objectives=[Replay(ReplayConfig(0.3, rows=3), known), Anchor(AnchorConfig(0.5, rows=1, tokens=3), known)],
         progress=progress,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,10 @@ def file(prompts: list[str], name: str = "train.jsonl") -> str:
     return name
 
 
-def load(config: DataConfig, align: bool = True, limit: int | None = None, seed: int = 0) -> Datasets:
-    return Datasets.read(config, align=align, limit=limit, seed=seed)
+def load(
+    config: DataConfig, align: bool = True, replay: bool = False, limit: int | None = None, seed: int = 0
+) -> Datasets:
+    return Datasets.read(config, align=align, replay=replay, limit=limit, seed=seed)
 
 
 def prompts(count: int) -> list[str]:

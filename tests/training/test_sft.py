@@ -305,7 +305,7 @@ def test_shards_of_zero_for_other_ranks_are_refused_before_a_model_is_loaded(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zero2 = BackendConfig("zero2", deepspeed={"zero_optimization": {"stage": 2}})
-    here = _identity(tiny_checkpoint, examples, CONFIG, "zero2", 0, None, None)
+    here = _identity(tiny_checkpoint, examples, CONFIG, "zero2", 0, None, None, [])
     checkpoints = Checkpoints(tmp_path / "out.unfinished", replace(here, ranks=2))
     (checkpoints.saving / "checkpoint-2").mkdir(parents=True)
     checkpoints.publish(2)
