@@ -20,11 +20,14 @@ def main(overrides: Sequence[str]) -> int:
 def work(run: Run, _: str) -> int:
     """Evaluate the start and every trained arm."""
     from neurofreeze.distributed import first_rank
-    from neurofreeze.stages import evaluate
+    from neurofreeze.stages import evaluate, migration
 
     trained = first_rank(lambda: [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None])
     for name in (evaluate.START, *trained):
         evaluate.run(run, name)
+    if run.config.validate.migration:
+        for arm in trained:
+            migration.run(run, arm)
     for arm in run.config.arms:
         if arm not in trained:
             say(f"evaluate {arm}: not trained, left out")

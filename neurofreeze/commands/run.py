@@ -20,7 +20,7 @@ def main(overrides: Sequence[str]) -> int:
 
 def work(run: Run, config_yaml: str) -> int:
     """Every stage in order."""
-    from neurofreeze.stages import align, evaluate, select, train, validate, verify
+    from neurofreeze.stages import align, evaluate, migration, select, train, validate, verify
 
     align.run(run)
     select.run(run)
@@ -31,4 +31,7 @@ def work(run: Run, config_yaml: str) -> int:
             verify.run(run, arm)
     for name in (evaluate.START, *run.config.arms):
         evaluate.run(run, name)
+    if run.config.validate.migration:
+        for arm in run.config.arms:
+            migration.run(run, arm)
     return report.work(run, config_yaml)

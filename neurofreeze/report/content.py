@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from neurofreeze.evaluation.group_pruning import GroupPruned
 from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
+from neurofreeze.methods.migration import Transitions
 from neurofreeze.methods.ratio_search import Curve
 from neurofreeze.strategies.stability import Overlap
 
@@ -112,5 +114,7 @@ class Content:
     config_yaml: str
     notes: list[str]
     search: list[Curve] = field(default_factory=list)  # of SSAH's ratios, if they were searched for
+    pruned_groups: list[GroupPruned] = field(default_factory=list)  # the whole model, then without each group
+    migrations: dict[str, list[Transitions]] = field(default_factory=dict)  # by arm: of all neurons, then of some
     pruned: list[Pruning] = field(default_factory=list)  # the chosen neurons first, then random ones
     overlaps: list[Overlap] = field(default_factory=list)  # of what was chosen on halves of the calibration sets

@@ -6,10 +6,11 @@ import base64
 from dataclasses import dataclass
 from pathlib import Path
 
+from neurofreeze.evaluation.group_pruning import IN_PAPER
 from neurofreeze.files import write_atomically
 from neurofreeze.methods.ratio_search import Curve
 from neurofreeze.report import figures
-from neurofreeze.report.content import Content, Site
+from neurofreeze.report.content import GROUPS, Content, Site
 from neurofreeze.report.formatting import fraction
 from neurofreeze.report.layers import Count, by_group, by_layer
 from neurofreeze.report.palette import FROZEN, PALE, arm_colours
@@ -66,6 +67,8 @@ def _html(content: Content) -> str:
         ratios=_ratios(content.search),
         stability=mean(content.overlaps) if content.overlaps else None,
         meanings=MEANINGS,
+        in_paper=IN_PAPER,
+        groups_by_code=GROUPS,
         frozen_colours=FROZEN,
         pale_colours=PALE,
         ordered_up_to=figures.ORDERED_UP_TO,

@@ -21,7 +21,7 @@ from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Pruning, Site
 from neurofreeze.report.html import write_report
-from neurofreeze.stages import evaluate, validate
+from neurofreeze.stages import evaluate, group_pruning, migration, validate
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import holdout_source
 from neurofreeze.stages.select import GROUPS_FILE, searched
@@ -88,6 +88,8 @@ def gather(run: Run, config_yaml: str) -> Content:
         notes=_notes(run, align),
         search=searched(run),
         pruned=_pruned(run),
+        pruned_groups=group_pruning.pruned(run),
+        migrations={arm: found for arm in c.arms if (found := migration.transitions(run, arm))},
         overlaps=validate.overlaps(run),
     )
 

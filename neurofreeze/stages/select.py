@@ -14,6 +14,8 @@ from neurofreeze.console import say
 from neurofreeze.mask import NeuronMask
 from neurofreeze.methods import ssah
 from neurofreeze.methods.ratio_search import Curve
+from neurofreeze.models.load import load_config
+from neurofreeze.neurons import NeuronMap
 from neurofreeze.stages import hardening
 from neurofreeze.stages.choosing import Chooser
 from neurofreeze.stages.context import Run
@@ -35,6 +37,21 @@ def run(run: Run) -> None:
 def searched(run: Run) -> list[Curve]:
     """The curves of the ratio search that the masks come from; none if no ratios were searched for."""
     return [Curve.from_dict(found) for found in run.folder.required("select", "select")["search"]]
+
+
+def kept_groups(run: Run) -> ssah.Groups:
+    """SSAH's groups that the masks come from, by the ratios that were given or found.
+
+    Raises:
+        RunError: if nothing is selected yet.
+    """
+    from safetensors.numpy import load_file
+
+    run.folder.required("select", "select")
+    neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
+    mask = NeuronMask.from_pretrained(run.mask("safety"), model=neuron_map)
+    ratios = ssah.Ratios(**mask.config.strategy["ratios"])
+    return ssah.Groups(neuron_map, load_file(run.folder.path / "selection" / GROUPS_FILE), ratios)
 
 
 def _select(run: Run) -> dict[str, Any]:

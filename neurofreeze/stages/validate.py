@@ -14,6 +14,8 @@ from neurofreeze.console import console, say, stage
 from neurofreeze.evaluation.pruning import Pruned, prune, steps
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_model, load_tokenizer
+from neurofreeze.stages import group_pruning
+from neurofreeze.stages.checked import checked
 from neurofreeze.stages.choosing import Chooser
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.folder import settings_digest
@@ -32,6 +34,8 @@ def run(run: Run) -> None:
         }
         run.folder.run("validate-prune", settings, lambda: _prune(run))
         console.print(_table(pruned(run)))
+    if c.mode == "groups":
+        group_pruning.run(run)
     if c.splits:
         run.folder.run("validate-stability", {"selection": selection, "splits": c.splits}, lambda: _stability(run))
         found = mean(overlaps(run))
@@ -42,20 +46,14 @@ def run(run: Run) -> None:
 
 def pruned(run: Run) -> dict[str, Pruned]:
     """What was measured of "whole", "chosen", "random 0"...; empty if the masks at hand were not validated so."""
-    return {name: Pruned(**found) for name, found in _result(run, "validate-prune", "pruned", {}).items()}
+    found = checked(run, "validate-prune") or {"pruned": {}}
+    return {name: Pruned(**measured) for name, measured in found["pruned"].items()}
 
 
 def overlaps(run: Run) -> list[Overlap]:
     """The overlap of each split's two choices; empty if the masks at hand were not validated so."""
-    return [Overlap(**found) for found in _result(run, "validate-stability", "overlaps", [])]
-
-
-def _result(run: Run, stage: str, key: str, absent: Any) -> Any:
-    # What was found about a choice that has been made anew since is about other neurons.
-    settings, selected = run.folder.settings(stage), run.folder.settings("select")
-    if settings is None or selected is None or settings["selection"] != settings_digest(selected):
-        return absent
-    return run.folder.required(stage, "select")[key]
+    found = checked(run, "validate-stability") or {"overlaps": []}
+    return [Overlap(**overlap) for overlap in found["overlaps"]]
 
 
 def _prune(run: Run) -> dict[str, Any]:
