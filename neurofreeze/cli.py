@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "measure refusals, over-refusal, refusal margin and held-out loss",
     "report": "write report.html from what the other stages left; of a sweep's folder, compare its runs",
     "compare": "show how much masks overlap, layer by layer",
+    "benchmark": "compare arms over seeds and fine-tuning sets, at equal steps and at equal loss",
     "doctor": "show a model's neurons and this installation",
     "status": "show how a run goes, or every run of a sweep",
     "logs": "show what a run has written last",

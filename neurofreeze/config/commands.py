@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from neurofreeze.config.benchmark import BenchmarkConfig
 from neurofreeze.config.checks import check
 
 
@@ -68,6 +69,7 @@ class SweepConfig:
 
 
 SCHEMAS: dict[str, type[Any]] = {
+    "benchmark": BenchmarkConfig,
     "cancel": FolderConfig,
     "compare": CompareConfig,
     "logs": LogsConfig,

@@ -76,20 +76,31 @@ class RunFolder:
             self._told[stage] = result
         return result
 
-    def _reused(self, stage: str, settings: dict[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
-        """The result that is there; None, and no marker, if the stage is to be done."""
+    def complete(self, stage: str, settings: dict[str, Any], *outputs: Path) -> dict[str, Any] | None:
+        """What a stage left with these settings, None if it is to be done.
+
+        Raises:
+            RunError: as `run`.
+        """
         marker = self._marker(stage)
-        if marker is not None and not all(path.exists() for path in outputs):
-            marker = None
-        if marker is not None and marker["settings"] == settings:
-            say(f"{stage}: complete, reused")
+        if marker is None or not all(path.exists() for path in outputs):
+            return None
+        if marker["settings"] == settings:
             result: dict[str, Any] = marker["result"]
             return result
-        if marker is not None and not self.overwrite:
+        if not self.overwrite:
             raise RunError(
                 f"{self.path} already holds {stage} with other settings ({difference(marker['settings'], settings)}); "
                 "give this run a folder of its own with name=..., or redo it with overwrite=true"
             )
+        return None
+
+    def _reused(self, stage: str, settings: dict[str, Any], outputs: Sequence[Path]) -> dict[str, Any] | None:
+        """The result that is there; None, and no marker, if the stage is to be done."""
+        result = self.complete(stage, settings, *outputs)
+        if result is not None:
+            say(f"{stage}: complete, reused")
+            return result
         self._path(stage).unlink(missing_ok=True)
         (self.path / RESULT).unlink(missing_ok=True)  # of a command before; this one may be interrupted
         return None
@@ -119,6 +130,10 @@ class RunFolder:
         """What a stage was completed with, None if it is not complete."""
         marker = self._marker(stage)
         return None if marker is None else marker["settings"]
+
+    def unfinished(self, stage: str) -> Path:
+        """Where a stage that goes on after an interruption keeps what is done, until it is complete."""
+        return self._path(stage).with_suffix(".unfinished")
 
     def required(self, stage: str, command: str) -> dict[str, Any]:
         """What a stage left.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from neurofreeze.mask import NeuronMask
+from neurofreeze.merging import merge_adapters
 from neurofreeze.methods.nest.choice import Updates
 from neurofreeze.methods.nest.updates import attach, fold
 from neurofreeze.selective_layers import merge, selective
@@ -78,15 +79,17 @@ class LoRA:
         rank: of the adapters.
         seed: of their starting values.
         alpha: the product is scaled by alpha / rank.
+        mask: neurons that are frozen, which merging leaves bit for bit; None for none.
     """
 
     rank: int = 8
     seed: int = 0
     alpha: float = 16
+    mask: NeuronMask | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> str:
-        """Its fields."""
+        """Its fields; the mask is a fine-tune's own."""
         return repr(self)
 
     def attach(self, model: Any) -> Any:
@@ -99,4 +102,4 @@ class LoRA:
 
     def merge(self, model: Any) -> Any:
         """The model with the adapters merged."""
-        return model.merge_and_unload()
+        return model.merge_and_unload() if self.mask is None else merge_adapters(model, self.mask)
