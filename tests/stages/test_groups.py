@@ -1,4 +1,4 @@
-"""SSAH's groups pruned one by one, and found again after fine-tuning, on the tiny checkpoint."""
+"""SSAH's groups pruned one by one, and found again after longer training of the frozen arm, on the tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from neurofreeze.strategies import select
 from neurofreeze.strategies.wifv import WIFV
 from tests.methods.test_ssah import slow_groups
 
-from .runs import neurofreeze
+from .runs import STEPS, metrics, neurofreeze
 
-CHECKS = ("validate=groups", "validate.draws=1", "validate.migration=true", "arms=[none,safety]")
+CHECKS = (
+    "validate=groups",
+    "validate.draws=1",
+    "validate.migration=true",
+    "training.frozen_times=2",
+    "arms=[none,safety]",
+)
 RATIOS = {"exclusive_safety": 0.1, "exclusive_utility": 0.2, "redundant": 0.25}
 
 
@@ -96,6 +102,16 @@ def test_migration_is_what_grouping_the_arm_anew_gives(arm: str, finished: Path,
     assert [part["counts"] for part in found] == counts.tolist()
     assert found[1]["of"] == ("frozen neurons" if arm == "safety" else "of the safety mask, not frozen here")
     assert counts[0].trace() < counts[0].sum() == 152
+
+
+def test_the_frozen_arm_trains_twice_as_long_and_the_report_says_so(finished: Path) -> None:
+    rows = [row for row in metrics(finished) if "arm" in row and "loss" in row]
+    steps = {arm: [row["global_step"] for row in rows if row["arm"] == arm] for arm in ("none", "safety")}
+    assert steps == {"none": list(range(1, STEPS + 1)), "safety": list(range(1, 2 * STEPS + 1))}
+    page = (finished / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        f"not trained equally long: “no freezing” for {STEPS} steps and “safety neurons” for {2 * STEPS} steps" in page
+    )
 
 
 def test_both_are_printed_and_in_the_report(
