@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +14,16 @@ from neurofreeze.neurons import NeuronMap
 
 
 @contextmanager
-def ablated(model: Any, mask: NeuronMask) -> Iterator[None]:
+def ablated(model: Any, mask: NeuronMask, *, training_only: bool = False) -> Iterator[None]:
     """Within the block, every forward pass of `model` runs without the neurons that `mask` chooses.
 
     What flows into a block's second matrix is set to zero at the neuron's channels, which is what removing its weights
     would do; of a neuron of an expert, on the tokens that reach this expert.
+
+    Args:
+        model: a transformers causal language model.
+        mask: the neurons to go without.
+        training_only: leave the model whole while it is in evaluation mode.
 
     Raises:
         MaskError: if the mask is for another model.
@@ -31,12 +36,18 @@ def ablated(model: Any, mask: NeuronMask) -> Iterator[None]:
         for name, site in neuron_map.sites.items()
         if mask.bits[name].any()
     }
-    with tapped(model, {(module, "input"): _without(chosen) for module, chosen in channels.items()}):
+
+    def applies() -> bool:
+        return model.training or not training_only
+
+    with tapped(model, {(module, "input"): _without(chosen, applies) for module, chosen in channels.items()}):
         yield
 
 
-def _without(channels: torch.Tensor) -> See:
-    def see(flow: Flow) -> torch.Tensor:
+def _without(channels: torch.Tensor, applies: Callable[[], bool]) -> See:
+    def see(flow: Flow) -> torch.Tensor | None:
+        if not applies():
+            return None
         values, chosen = flow.values, channels.to(flow.values.device)
         if flow.routing is None:
             return values.index_fill(-1, chosen, 0)

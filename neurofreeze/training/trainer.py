@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
@@ -13,26 +12,22 @@ from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data.examples import Example
 from neurofreeze.distributed import gather, world_size
 from neurofreeze.training.backends import ONE_PROCESS, Backend
+from neurofreeze.training.guarded import Guarded, trainer_arguments
 from neurofreeze.training.objectives import Joint
 from neurofreeze.training.order import FilledEpochs, with_filler
 
 
-class SupervisedTrainer(SFTTrainer):
+class SupervisedTrainer(Guarded, SFTTrainer):
     """SFTTrainer with the model's own loss where there is no GPU.
 
     TRL's chunked log-probability head saves GPU memory; its CPU fallback takes more than half of a small model's step.
-    Whether the backend is the one that was asked for is looked at once the model is wrapped. The order of examples is
-    that of one process, on any number of ranks.
+    The order of examples is that of one process, on any number of ranks.
 
     Args:
-        backend: how ranks share the model.
         objectives: what training loses beside the loss on its data, None for nothing.
     """
 
-    def __init__(
-        self, *args: Any, backend: Backend = ONE_PROCESS, objectives: Joint | None = None, **kwargs: Any
-    ) -> None:
-        self.backend = backend
+    def __init__(self, *args: Any, objectives: Joint | None = None, **kwargs: Any) -> None:
         self.objectives = objectives
         self._micro_batch = (-1, 0)  # the optimizer step, and how many of its micro-batches have run
         self._terms: dict[str, list[float]] = {}
@@ -46,19 +41,6 @@ class SupervisedTrainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         batch_size = self.args.train_batch_size * world_size()
         return FilledEpochs(len(self.train_dataset) - 1, batch_size, self.args.data_seed)
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._prepare_for_training(*args, **kwargs)
-        self.backend.require(self)
-        return found
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Trainer looks at the step count after a step only: from the checkpoint of the last one, within an epoch, it
-        # would take one more.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Mean over the answer tokens, in nats, and the objectives' terms."""
@@ -93,42 +75,8 @@ class SupervisedTrainer(SFTTrainer):
 
 
 def arguments(config: TrainingConfig, folder: Path, seed: int, backend: Backend = ONE_PROCESS) -> SFTConfig:
-    """A run's hyperparameters as TRL has them, of one rank. Within `backend.in_use()`.
-
-    Args:
-        config: hyperparameters; its batch size is that of all ranks.
-        folder: in which the trainer saves checkpoint-N.
-        seed: of the data order and dropout.
-        backend: that shares the model among ranks.
-    """
-    found = SFTConfig(
-        output_dir=str(folder),
-        max_steps=config.steps or -1,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size // world_size(),
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.scheduler,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        max_length=config.max_length,
-        optim=config.optimizer,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        activation_checkpointing=config.gradient_checkpointing,
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
-        logging_steps=1,
-        include_num_input_tokens_seen="non_padding",
-        report_to="none",
-        disable_tqdm=True,
-        **backend.options(),
-    )
-    # One process on a machine with several GPUs uses the first; Trainer would put DataParallel around the model.
-    found._n_gpu = min(found.n_gpu, 1)
-    return found
+    """What the trainer of a run is given; see `trainer_arguments`."""
+    return trainer_arguments(SFTConfig, config, folder, seed, backend)
 
 
 def row(example: Example) -> dict[str, Any]:

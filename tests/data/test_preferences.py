@@ -1,4 +1,4 @@
-"""Preference pairs: the formats in circulation give the same pairs, wrong rows are refused, bundled ones hold no harm."""
+"""Preference pairs: formats in circulation give the same pairs, wrong rows are refused, bundled ones hold no harm."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def test_earlier_turns_belong_to_the_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": ASK, "chosen": NO}, r"row 1 has rejected empty or missing, and the columns prompt, chosen; expected"),
+        (
+            {"prompt": ASK, "chosen": NO},
+            "row 1 has rejected empty or missing, and the columns prompt, chosen; expe",
+        ),
         ({"prompt": ASK, "chosen": NO, "rejected": ""}, "rejected empty"),
         ({"chosen": NO, "rejected": YES}, r"expected a prompt that ends with the user, found \[\]"),
         ({"prompt": ASK, "chosen": NO, "rejected": NO}, "prefers an answer to itself"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from neurofreeze.errors import ModelError
 from neurofreeze.launcher import rank
-from neurofreeze.training import sft
+from neurofreeze.training import fitting
 
 
 def unreadable(folder: Path) -> Any:
@@ -17,5 +17,5 @@ def unreadable(folder: Path) -> Any:
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
-        sft.load_tokenizer = unreadable
+        fitting.load_tokenizer = unreadable
     rank.entry()

@@ -25,7 +25,8 @@ from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.training.backends import Backend
 from neurofreeze.training.checkpointing import Checkpoints
-from neurofreeze.training.sft import TrainingResult, _identity, fine_tune
+from neurofreeze.training.fitting import TrainingResult, identity
+from neurofreeze.training.sft import Supervised, fine_tune
 from neurofreeze.training.stopping import Stopped, StopSignals
 from neurofreeze.training.trainer import SupervisedTrainer, arguments, row
 from neurofreeze.verification import verify, weights_fingerprint
@@ -124,7 +125,7 @@ def test_the_output_appears_only_when_complete(
     def flush(folder: Path) -> None:
         flushed.append((folder.name, (folder / "model.safetensors").is_file(), output.exists()))
 
-    monkeypatch.setattr("neurofreeze.training.sft.sync_tree", flush)
+    monkeypatch.setattr("neurofreeze.training.fitting.sync_tree", flush)
 
     def progress(done: int, total: int) -> None:
         assert not output.exists()
@@ -305,7 +306,7 @@ def test_shards_of_zero_for_other_ranks_are_refused_before_a_model_is_loaded(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zero2 = BackendConfig("zero2", deepspeed={"zero_optimization": {"stage": 2}})
-    here = _identity(tiny_checkpoint, examples, CONFIG, "zero2", 0, None, None, [])
+    here = identity(tiny_checkpoint, Supervised(examples, CONFIG), CONFIG, "zero2", 0, None, None)
     checkpoints = Checkpoints(tmp_path / "out.unfinished", replace(here, ranks=2))
     (checkpoints.saving / "checkpoint-2").mkdir(parents=True)
     checkpoints.publish(2)
