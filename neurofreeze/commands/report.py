@@ -30,11 +30,13 @@ def work(run: Run, config_yaml: str) -> int:
 
 
 def _write(run: Run, config_yaml: str) -> int:
-    from neurofreeze.report.terminal import arms_table, choice_lines, comparisons_lines
+    from neurofreeze.report.terminal import arms_table, choice_lines, comparisons_lines, robustness_table
     from neurofreeze.stages import report
 
     content = report.run(run, config_yaml)
     console.print(arms_table(content))
+    if content.robustness:
+        console.print(robustness_table(content))
     for line in [*choice_lines(content), *comparisons_lines(content)]:
         say(line)
     say("one run, one seed: intervals are over prompts, not over runs")

@@ -24,7 +24,7 @@ def _verify(config: VerifyConfig, folder: Path, _: str) -> int:
     if config.base and config.tuned and config.mask:
         output = Path(config.output) if config.output else Path(config.tuned) / FILE
         return _compare(config.base, config.tuned, config.mask, output)
-    arms = [arm for arm in ("random", "safety", "nest") if (folder / "arms" / arm).is_dir()]
+    arms = [arm for arm in ("random", "safety", "nest", "safeneuron") if (folder / "arms" / arm).is_dir()]
     if not arms:
         raise RunError(
             f"{folder} has no trained arm to verify; run `neurofreeze train` first, or give base=, tuned=, mask="

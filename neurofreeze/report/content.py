@@ -16,6 +16,7 @@ from neurofreeze.strategies.stability import Overlap
 
 # SSAH's groups, in the order of their codes in `Site.groups`.
 GROUPS = ("RU", "EUU", "CU", "ESU")
+WHOLE = "whole"  # a model of which nothing is pruned
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,20 @@ class Pruning:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    """A model whole, without the safety neurons that were found in it, or without as many random ones at each site."""
+
+    label: str  # of the model
+    pruned: str  # what of it; WHOLE if nothing
+    neurons: int  # that were pruned
+    refusals: Rate
+    over_refusals: Rate
+    margin: Mean
+    general_loss: Mean
+    degenerate: Rate
+
+
+@dataclass(frozen=True)
 class DataSource:
     """One data set that was used, and the digest of its prompts."""
 
@@ -114,6 +129,7 @@ class Content:
     config_yaml: str
     notes: list[str]
     search: list[Curve] = field(default_factory=list)  # of SSAH's ratios, if they were searched for
+    robustness: list[Robustness] = field(default_factory=list)  # of each model under method=safeneuron
     pruned_groups: list[GroupPruned] = field(default_factory=list)  # the whole model, then without each group
     migrations: dict[str, list[Transitions]] = field(default_factory=dict)  # by arm: of all neurons, then of some
     pruned: list[Pruning] = field(default_factory=list)  # the chosen neurons first, then random ones

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neurofreeze.evaluation.statistics import Mean
-from neurofreeze.report.content import Arm, Content
+from neurofreeze.report.content import WHOLE, Arm, Content
 from neurofreeze.report.formatting import fraction, half_width, number, p_value, rate_interval, share
 from neurofreeze.report.verdict import unequal_steps
 from neurofreeze.strategies.stability import mean
@@ -35,6 +35,26 @@ def arms_table(content: Content) -> Table:
     unequal = bool(unequal_steps(content.arms))
     for arm in content.arms:
         table.add_row(*_row(arm, content.total_neurons, unequal and arm.steps > 0))
+    return table
+
+
+def robustness_table(content: Content) -> Table:
+    """One row a model and what was pruned of it, intervals under the figures."""
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, caption_justify="left",
+        title=Text("refusals without each model's own safety neurons"), title_justify="left",
+        caption="95 % intervals over prompts of one run, as above. Neurons are found anew in each model.",
+    )  # fmt: skip
+    table.add_column("model", overflow="fold")
+    table.add_column("without", overflow="fold")
+    for name in ("neurons", "harmful\nrefused", "benign\nrefused", "margin", "general\nloss", "degen-\nerate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in content.robustness:
+        rates = [f"{fraction(found)}\n{rate_interval(found)}" for found in (row.refusals, row.over_refusals)]
+        means = [f"{found.value:.2f}\n{half_width(found)}" for found in (row.margin, row.general_loss)]
+        pruned = "nothing" if row.pruned == WHOLE else row.pruned
+        cells = [row.label, pruned, f"{row.neurons:,}", *rates, *means, fraction(row.degenerate)]
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -9,7 +9,7 @@ from neurofreeze.report.content import Arm, Content
 from neurofreeze.report.formatting import listed, number, p_value
 
 ALIGNED = "aligned"  # the starting point
-CONTROLS = ("none", "random", "full", "lora")  # what a method is held against
+CONTROLS = ("none", "random", "full", "lora", "dpo")  # what a method is held against
 SIGNIFICANT = 0.05
 MANY_DEGENERATE = 0.1
 NO_BREAK = "\N{NO-BREAK SPACE}"

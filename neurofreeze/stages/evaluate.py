@@ -9,7 +9,7 @@ from neurofreeze.console import say, stage
 from neurofreeze.evaluation.measure import EvaluationData, Outcomes, measure
 from neurofreeze.evaluation.statistics import Rate
 from neurofreeze.models.load import load_model, load_tokenizer
-from neurofreeze.stages import judge
+from neurofreeze.stages import hardening, judge
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.folder import settings_digest
 
@@ -32,6 +32,8 @@ def run(run: Run, name: str) -> None:
     run.folder.run(f"evaluate-{name}", settings, lambda: _evaluate(run, name))
     if judge.asked_for(c.evaluation):
         judge.run(run, name, run.start if name == START else run.arm(name), settings)
+    if c.hardens:
+        hardening.evaluate(run, name)
 
 
 def outcomes(run: Run, name: str) -> Outcomes:

@@ -20,6 +20,13 @@ class Stages(Protocol):
         ...
 
 
+def evaluate(run: Run, name: str) -> None:
+    """What the method measures of the start or an arm besides, if its module has an `evaluate` of its own."""
+    own = getattr(stages(run), "evaluate", None)
+    if own is not None:
+        own(run, name)
+
+
 def stages(run: Run) -> Stages:
     """The stages of the run's method."""
     return cast(Stages, import_module(f"neurofreeze.stages.{run.config.method.name}"))

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
-def rows(run: Run, stage: str, arm: str) -> Callable[[dict[str, Any]], None]:
-    """What logs the rows of a stage of an arm, of one more attempt at training it."""
-    return run.folder.attempt(stage, arm)
+def rows(run: Run, stage: str, arm: str, before: int = 0) -> Callable[[dict[str, Any]], None]:
+    """What logs the rows of a stage of an arm, of one more attempt at training it.
+
+    `before` is how many steps earlier rounds have taken, if it is trained in rounds.
+    """
+    log = run.folder.attempt(stage, arm)
+    return lambda row: log({**row, "global_step": row["global_step"] + before})
 
 
-def monitors(run: Run, arm: str) -> list[TrainerCallback]:
-    """The monitor of an arm's training, if the settings ask for one."""
+def monitors(run: Run, arm: str, before: int = 0) -> list[TrainerCallback]:
+    """The monitor of an arm's training, if the settings ask for one; `before` as for `rows`."""
     # Not before they are needed: they import the trainer.
     from neurofreeze.training.monitoring import MonitorCallback
     from neurofreeze.training.probes import Probes
@@ -32,4 +36,4 @@ def monitors(run: Run, arm: str) -> list[TrainerCallback]:
     probes = Probes(run.data.safety[: c.prompts], tokenizer, run.config.evaluation, refusals=c.refusals)
     neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
     updates = UpdateShares(run.start, neuron_map) if c.updates else None
-    return [MonitorCallback(probes, c.every, rows(run, "monitor", arm), updates)]
+    return [MonitorCallback(probes, c.every, rows(run, "monitor", arm, before), updates)]

@@ -21,7 +21,7 @@ from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Pruning, Site
 from neurofreeze.report.html import write_report
-from neurofreeze.stages import evaluate, group_pruning, migration, validate
+from neurofreeze.stages import evaluate, group_pruning, migration, robustness, validate
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import holdout_source
 from neurofreeze.stages.select import GROUPS_FILE, searched
@@ -38,6 +38,8 @@ LABELS = {
     "full": "full fine-tuning",
     "lora": "LoRA",
     "budget": "redundant units only",
+    "safeneuron": "SafeNeuron",
+    "dpo": "DPO, nothing frozen",
 }
 
 
@@ -90,6 +92,7 @@ def gather(run: Run, config_yaml: str) -> Content:
         pruned=_pruned(run),
         pruned_groups=group_pruning.pruned(run),
         migrations={arm: found for arm in c.arms if (found := migration.transitions(run, arm))},
+        robustness=robustness.gathered(run) if c.method.name == "safeneuron" else [],
         overlaps=validate.overlaps(run),
     )
 
@@ -151,8 +154,10 @@ def _comparisons(arms: list[str], outcomes: dict[str, Outcomes]) -> list[Compari
 
 
 def _source(run: Run, role: str) -> str:
-    value = holdout_source(run.config.data) if role == "holdout" else getattr(run.config.data, role)
-    return ", ".join(value) if isinstance(value, list) else value or f"held out from {run.config.data.train}"
+    data = run.config.data
+    special = {"holdout": holdout_source(data), "preferences": data.preferences.sources}
+    value = special[role] if role in special else getattr(data, role)
+    return ", ".join(value) if isinstance(value, list) else value or f"held out from {data.train}"
 
 
 def _used(run: Run, aligned: bool) -> set[str]:
