@@ -85,6 +85,11 @@ def open_parameters(folder: str | Path, config: Any) -> Iterator[Parameters]:
         yield Parameters(stored, on_meta(config), str(folder))
 
 
+def stamps(folder: Path) -> list[list[Any]]:
+    """Name, size and time of writing of each file of weights: what tells a checkpoint from another in its place."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.glob("*.safetensors"))]
+
+
 def read_config(folder: str | Path) -> Any:
     """The checkpoint's transformers config.
 

@@ -66,6 +66,32 @@ def first_rank(work: Callable[[], T]) -> T:
     return result
 
 
+def every_rank(work: Callable[[], T]) -> list[T]:
+    """What `work` comes to on every rank, in rank order; each does it as if it were alone. Collective.
+
+    Ranks wait for the slowest one, however long it takes. Results are sent to all ranks, so they must be small.
+
+    Raises:
+        OtherRankError: on the ranks on which `work` succeeds, if it raises on another.
+    """
+    if world_size() == 1:
+        return [work()]
+    outcome: list[Any] = [None, None]
+    error: Exception | None = None
+    try:
+        outcome[0] = _by_itself(work)
+    except Exception as caught:
+        error, outcome[1] = caught, f"{type(caught).__name__}: {caught}"
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome, group=_patient(dist.group.WORLD))
+    if error is not None:
+        raise error
+    for other, (_, message) in enumerate(outcomes):
+        if message is not None:
+            raise OtherRankError(f"rank {other} failed: {message}")
+    return [result for result, _ in outcomes]
+
+
 def _by_itself(work: Callable[[], T]) -> T:
     global _alone
     _alone = True

@@ -36,7 +36,7 @@ class RunError(NeuroFreezeError):
 
 
 class OtherRankError(NeuroFreezeError):
-    """Rank 0 failed while this rank waited for it; rank 0 reports the error itself."""
+    """Another rank failed while this rank waited for it; that rank reports the error itself."""
 
 
 class JudgeError(NeuroFreezeError):

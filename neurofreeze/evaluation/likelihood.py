@@ -45,12 +45,25 @@ def losses(
     max_length: int | None,
     progress: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Mean negative log-likelihood per answer token, in nats, of each example."""
-    found = [float("nan")] * len(examples)
+    """Mean negative log-likelihood per answer token, in nats, of each example of whose answer something is left."""
+    found = each_loss(model, tokenizer, examples, batch_size, max_length, progress)
+    return [loss for loss in found if loss is not None]
+
+
+def each_loss(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_length: int | None,
+    progress: Callable[[], None] | None = None,
+) -> list[float | None]:
+    """`losses`, with None where nothing of the answer is left because the prompt alone exceeds max_length."""
+    found: list[float | None] = [None] * len(examples)
     for index, sums, count in _answers(model, batches(tokenizer, examples, batch_size, max_length), progress):
-        if count:  # nothing of the answer is left where the prompt alone exceeds max_length
+        if count:
             found[index] = -sums / count
-    return [loss for loss in found if loss == loss]
+    return found
 
 
 # Not inference_mode: a model in training must be able to go on with the weights that its engine gathers here.

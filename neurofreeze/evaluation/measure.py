@@ -1,15 +1,20 @@
-"""One model's whole evaluation: the outcome of every prompt, from which rates, means and paired tests follow."""
+"""One model's whole evaluation: the outcome of every prompt, from which rates, means and paired tests follow.
+
+It is made of parts, a batch of prompts each, which depend on nothing but the data and the settings: so that they may be
+done anywhere and in any order, and come to the same outcomes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from neurofreeze.config.schema import EvaluationConfig
+from neurofreeze.data.batches import answer_ids, prompt_ids
 from neurofreeze.data.examples import Example
 from neurofreeze.evaluation.generation import is_degenerate, openings
-from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING, losses, refusal_margins
+from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING, each_loss, refusal_margins
 from neurofreeze.evaluation.phrases import phrase_list
 
 OPENING_WORDS = 12
@@ -53,6 +58,82 @@ class EvaluationData:
         return sum(-(-size // config.batch_size) for size in (*sizes, margins))
 
 
+class Part(NamedTuple):
+    """A batch of prompts to measure one thing of: "harmful", "lookalikes", "margins", "domain" or "general"."""
+
+    what: str
+    indices: list[int]  # in their data set
+
+
+def plan(tokenizer: Any, data: EvaluationData, config: EvaluationConfig, max_length: int | None) -> list[Part]:
+    """All parts, of each kind those with the longest prompts first, so that padding is small and memory peaks early."""
+    harmful = longest_first([len(prompt_ids(tokenizer, example)) for example in data.harmful])
+    order = {
+        "harmful": harmful,
+        "lookalikes": longest_first([len(prompt_ids(tokenizer, example)) for example in data.lookalikes]),
+        "margins": harmful,
+    }
+    for what in ("domain", "general"):
+        order[what] = longest_first([len(answer_ids(tokenizer, e)[0][:max_length]) for e in getattr(data, what)])
+    return [Part(what, part) for what, indices in order.items() for part in cut(indices, config.batch_size)]
+
+
+def values(
+    model: Any,
+    tokenizer: Any,
+    data: EvaluationData,
+    part: Part,
+    config: EvaluationConfig,
+    max_length: int | None,
+    progress: Callable[[], None] | None = None,
+) -> list[Any]:
+    """What a part comes to, prompt by prompt, JSON-serialisable; deterministic. `model` must be in evaluation mode.
+
+    Of an answer, whether it is a refusal and degenerate, and its first words; of "margins" and losses, nats.
+    """
+    examples = [getattr(data, "harmful" if part.what == "margins" else part.what)[index] for index in part.indices]
+    if part.what == "margins":
+        return refusal_margins(model, tokenizer, examples, config.batch_size, progress)
+    if part.what in ("domain", "general"):
+        return each_loss(model, tokenizer, examples, config.batch_size, max_length, progress)
+    phrases = phrase_list(config.phrases)
+    texts = openings(
+        model,
+        tokenizer,
+        examples,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        progress=progress,
+    )
+    return [[phrases.is_refusal(text), is_degenerate(text), " ".join(text.split()[:OPENING_WORDS])] for text in texts]
+
+
+def gathered(data: EvaluationData, found: Iterable[tuple[Part, list[Any]]]) -> Outcomes:
+    """The outcomes, from the values of all parts in any order."""
+    by_prompt: dict[str, dict[int, Any]] = {}
+    for part, values_of in found:
+        by_prompt.setdefault(part.what, {}).update(zip(part.indices, values_of, strict=True))
+    harmful, lookalikes, margins, domain, general = (
+        [by_prompt[what][index] for index in range(size)]
+        for what, size in (
+            ("harmful", len(data.harmful)),
+            ("lookalikes", len(data.lookalikes)),
+            ("margins", len(data.harmful)),
+            ("domain", len(data.domain)),
+            ("general", len(data.general)),
+        )
+    )
+    return Outcomes(
+        refused=[refused for refused, _, _ in harmful],
+        over_refused=[refused for refused, _, _ in lookalikes],
+        degenerate=[degenerate for _, degenerate, _ in harmful + lookalikes],
+        margins=margins,
+        domain_losses=[loss for loss in domain if loss is not None],
+        general_losses=[loss for loss in general if loss is not None],
+        opening_words=[words for _, _, words in harmful + lookalikes],
+    )
+
+
 def measure(
     model: Any,
     tokenizer: Any,
@@ -61,18 +142,20 @@ def measure(
     max_length: int | None,
     progress: Callable[[], None] | None = None,
 ) -> Outcomes:
-    """Evaluate `model` on `data`; deterministic."""
+    """Evaluate `model` on `data`, in this process; deterministic."""
     model.eval()
-    phrases = phrase_list(config.phrases)
-    generation = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size, "progress": progress}
-    harmful = openings(model, tokenizer, data.harmful, **generation)  # type: ignore[arg-type]
-    benign = openings(model, tokenizer, data.lookalikes, **generation)  # type: ignore[arg-type]
-    return Outcomes(
-        refused=[phrases.is_refusal(text) for text in harmful],
-        over_refused=[phrases.is_refusal(text) for text in benign],
-        degenerate=[is_degenerate(text) for text in harmful + benign],
-        margins=refusal_margins(model, tokenizer, data.harmful, config.batch_size, progress),
-        domain_losses=losses(model, tokenizer, data.domain, config.batch_size, max_length, progress),
-        general_losses=losses(model, tokenizer, data.general, config.batch_size, max_length, progress),
-        opening_words=[" ".join(text.split()[:OPENING_WORDS]) for text in harmful + benign],
+    parts = plan(tokenizer, data, config, max_length)
+    return gathered(
+        data,
+        ((part, values(model, tokenizer, data, part, config, max_length, progress)) for part in parts),
     )
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices by falling length, equal ones in their order."""
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def cut(indices: Sequence[int], size: int) -> list[list[int]]:
+    """Slices of `size` indices, the last one shorter if need be."""
+    return [list(indices[begin : begin + size]) for begin in range(0, len(indices), size)]

@@ -20,6 +20,7 @@ _HEAD_START = 2.0  # of rank 0, seconds
 # What a job goes on from.
 _KEPT = (
     "stages/*.json",
+    "stages/*.unfinished/*.jsonl",
     "selection/**/*.safetensors",
     "*.unfinished/*/complete.json",
     "arms/*.unfinished/*/complete.json",

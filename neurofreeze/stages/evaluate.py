@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from neurofreeze.checkpoints import stamps
 from neurofreeze.console import say, stage
-from neurofreeze.evaluation.measure import EvaluationData, Outcomes, measure
+from neurofreeze.evaluation.measure import EvaluationData, Outcomes, Part, gathered, plan, values
+from neurofreeze.evaluation.sharing import shared
 from neurofreeze.evaluation.statistics import Rate
 from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.stages import hardening, judge
@@ -29,7 +32,7 @@ def run(run: Run, name: str) -> None:
         "max_length": c.training.max_length,
         "data": run.data.digests("harmful", "lookalikes", "holdout", "general"),
     }
-    run.folder.run(f"evaluate-{name}", settings, lambda: _evaluate(run, name))
+    run.folder.run(f"evaluate-{name}", settings, lambda: _evaluate(run, name, settings), together=True)
     if judge.asked_for(c.evaluation):
         judge.run(run, name, run.start if name == START else run.arm(name), settings)
     if c.hardens:
@@ -41,12 +44,25 @@ def outcomes(run: Run, name: str) -> Outcomes:
     return Outcomes(**run.folder.required(f"evaluate-{name}", "evaluate"))
 
 
-def _evaluate(run: Run, name: str) -> dict[str, Any]:
+def _evaluate(run: Run, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     folder = run.start if name == START else run.arm(name)
     data = EvaluationData(run.data.harmful, run.data.lookalikes, run.data.holdout, run.data.general)
-    config = run.config.evaluation
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    with stage(f"evaluate {name}", data.steps(config)) as bar:
-        found = measure(model, tokenizer, data, config, run.config.training.max_length, bar.advance)
+    config, max_length = run.config.evaluation, run.config.training.max_length
+
+    def work(parts: list[Part]) -> Iterator[list[Any]]:
+        model, tokenizer = load_model(folder).eval(), load_tokenizer(folder)
+        with stage(f"evaluate {name}", len(parts)) as bar:
+            for part in parts:
+                yield values(model, tokenizer, data, part, config, max_length)
+                bar.advance()
+
+    parts = shared(
+        f"evaluate {name}",
+        run.folder.unfinished(f"evaluate-{name}"),
+        [settings, stamps(folder)],
+        lambda: plan(load_tokenizer(folder), data, config, max_length),
+        work,
+    )
+    found = gathered(data, parts)
     say(f"evaluate {name}: refuses {Rate.of(found.refused)} harmful, {Rate.of(found.over_refused)} look-alikes")
     return asdict(found)

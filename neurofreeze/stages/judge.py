@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.checkpoints import stamps
+from neurofreeze.config.judge import WITHOUT_WEIGHTS, JudgeConfig
 from neurofreeze.config.schema import EvaluationConfig
 from neurofreeze.console import say, stage
+from neurofreeze.data.batches import prompt_ids
+from neurofreeze.errors import RunError
 from neurofreeze.evaluation.generation import is_degenerate
 from neurofreeze.evaluation.judges import Verdict, load_judge
+from neurofreeze.evaluation.measure import Part, cut, longest_first
+from neurofreeze.evaluation.sharing import shared
 from neurofreeze.evaluation.statistics import Rate
-from neurofreeze.evaluation.variants import answers, variants
+from neurofreeze.evaluation.variants import VARIANTS, answers, variants
 from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.stages.context import Run
 
@@ -33,44 +39,69 @@ def run(run: Run, name: str, folder: Path, evaluated: dict[str, Any]) -> None:
     c = run.config.evaluation
     asked = [variant.name for variant in variants(c.variants or ["plain"])]
     settings = {**evaluated, "variants": asked, "judge": _settings(c.judge)}
-    run.folder.run(f"judge-{name}", settings, lambda: _judge(run, name, folder, asked))
+    run.folder.run(f"judge-{name}", settings, lambda: _judge(run, name, folder, asked, settings), together=True)
 
 
-def _judge(run: Run, name: str, folder: Path, asked: list[str]) -> dict[str, Any]:
-    c = run.config.evaluation
-    texts = _answers(run, name, folder, asked)
-    judge = load_judge(c.judge, c.phrases)  # after the checkpoint is gone: both may not fit the device
-    # The judge sees the plain requests: how they were dressed up must not sway it too.
-    requests = [request.prompt for request in run.data.harmful]
+def _judge(run: Run, name: str, folder: Path, asked: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    def plan() -> list[Part]:
+        tokenizer = load_tokenizer(folder)
+        order = longest_first([len(prompt_ids(tokenizer, request)) for request in run.data.harmful])
+        return [Part(variant, part) for variant in asked for part in cut(order, run.config.evaluation.batch_size)]
+
+    parts = shared(
+        f"judge {name}",
+        run.folder.unfinished(f"judge-{name}"),
+        [settings, stamps(folder)],
+        plan,
+        lambda parts: _verdicts(run, name, folder, parts),
+    )
+    labels = sorted({label for _, values in parts for label, _, _ in values})
+    if len(labels) != 1:
+        raise RunError(f"judge {name} was interrupted under another judge ({' and '.join(labels)}); run it again")
     found = {}
-    for variant, answered in texts.items():
-        verdicts = judge.judge(requests, answered)
-        degenerate = [is_degenerate(text) for text in answered]
-        found[variant] = {"verdicts": [verdict.value for verdict in verdicts], "degenerate": degenerate}
+    for variant in asked:
+        by_prompt: dict[int, list[Any]] = {}
+        for part, rows in parts:
+            if part.what == variant:
+                by_prompt.update(zip(part.indices, rows, strict=True))
+        verdicts, degenerate = ([by_prompt[index][place] for index in range(len(by_prompt))] for place in (1, 2))
+        found[variant] = {"verdicts": verdicts, "degenerate": degenerate}
         say(
-            f"judge {name}, {variant}: {Rate.of([verdict is Verdict.UNSAFE for verdict in verdicts])} unsafe by "
-            f"{judge.label}, {verdicts.count(Verdict.UNDECIDED)} undecided, {sum(degenerate)} degenerate"
+            f"judge {name}, {variant}: {Rate.of([verdict == Verdict.UNSAFE.value for verdict in verdicts])} unsafe by "
+            f"{labels[0]}, {verdicts.count(Verdict.UNDECIDED.value)} undecided, {sum(degenerate)} degenerate"
         )
-    return {"judge": judge.label, "variants": found}
+    return {"judge": labels[0], "variants": found}
 
 
-def _answers(run: Run, name: str, folder: Path, asked: list[str]) -> dict[str, list[str]]:
-    c, requests = run.config.evaluation, run.data.harmful
+def _verdicts(run: Run, name: str, folder: Path, parts: list[Part]) -> Iterator[list[Any]]:
+    """Of each request of each part, the judge's label, its verdict, and whether the answer is degenerate."""
+    c = run.config.evaluation
+    answered: Iterable[list[str]] = _answers(run, name, folder, parts)
+    if c.judge.name not in WITHOUT_WEIGHTS:
+        answered = list(answered)  # the checkpoint is gone then: both may not fit the device
+    judge = load_judge(c.judge, c.phrases)
+    for part, texts in zip(parts, answered, strict=True):
+        # The judge sees the plain requests: how they were dressed up must not sway it too.
+        verdicts = judge.judge([run.data.harmful[index].prompt for index in part.indices], texts)
+        yield [[judge.label, verdict.value, is_degenerate(text)] for verdict, text in zip(verdicts, texts, strict=True)]
+
+
+def _answers(run: Run, name: str, folder: Path, parts: list[Part]) -> Iterator[list[str]]:
+    """The answers to each part's requests, asked as its variant does."""
+    c = run.config.evaluation
     model, tokenizer = load_model(folder).eval(), load_tokenizer(folder)
     length = c.max_new_tokens if c.judge.name == "phrases" else c.judge.tokens
-    with stage(f"judge {name}", len(asked) * -(-len(requests) // c.batch_size)) as bar:
-        return {
-            variant.name: answers(
+    with stage(f"judge {name}", len(parts)) as bar:
+        for part in parts:
+            yield answers(
                 model,
                 tokenizer,
-                requests,
-                variant,
+                [run.data.harmful[index] for index in part.indices],
+                VARIANTS[part.what],
                 max_new_tokens=length,
                 batch_size=c.batch_size,
-                progress=bar.advance,
             )
-            for variant in variants(asked)
-        }
+            bar.advance()
 
 
 def _settings(config: JudgeConfig) -> dict[str, Any]:

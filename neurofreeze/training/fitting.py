@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
+from neurofreeze.checkpoints import stamps
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.console import say
@@ -199,7 +200,6 @@ def identity(
     adaptation: Adaptation | None,
 ) -> Identity:
     """All that a fine-tune's result depends on; how often it is saved and checked may change between interruptions."""
-    files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(base.glob("*.safetensors"))]
     training = asdict(config)
     del training["save_steps"], training["check_every"]
     # However they are shared among ranks and micro-batches.
@@ -207,7 +207,7 @@ def identity(
     return Identity(
         {
             "base": str(base.resolve()),
-            "files": files,
+            "files": stamps(base),
             **task.identity,
             "training": training,
             "seed": seed,

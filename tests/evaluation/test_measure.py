@@ -70,8 +70,15 @@ def test_outcomes_are_those_of_the_parts(tiny_model: Any, tiny_tokenizer: Any) -
 def test_refusals_are_counted_with_the_prompt_they_answer(
     tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = iter([["I cannot do that.", "Sure.", "I can't.", "Yes", "No"], ["I'm unable to.", "a", "b", "c"]])
-    monkeypatch.setattr("neurofreeze.evaluation.measure.openings", lambda *_, **__: next(texts))
+    refusals = {
+        DATA.harmful[0].key: "I cannot do that.",
+        DATA.harmful[2].key: "I can't.",
+        DATA.lookalikes[0].key: "I'm unable to.",
+    }
+    monkeypatch.setattr(
+        "neurofreeze.evaluation.measure.openings",
+        lambda _, __, examples, **___: [refusals.get(example.key, "Sure.") for example in examples],
+    )
     found = measure(tiny_model, tiny_tokenizer, DATA, CONFIG, None)
     assert found.refused == [True, False, True, False, False]
     assert found.over_refused == [True, False, False, False]

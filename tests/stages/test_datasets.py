@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,8 @@ from neurofreeze.config.schema import DataConfig
 from neurofreeze.data import digest, read
 from neurofreeze.errors import DataError
 from neurofreeze.stages.datasets import Datasets
+
+from .runs import neurofreeze
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +135,16 @@ def test_a_training_prompt_of_another_role_is_refused(role: str) -> None:
 def test_digests_are_those_of_the_roles() -> None:
     found = load(DataConfig())
     assert found.digests("safety", "utility") == {"safety": digest(found.safety), "utility": digest(found.utility)}
+
+
+def test_a_run_refuses_a_calibration_prompt_that_is_planted_among_the_evaluated(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = read("bundled:harmful/calibration")[7].prompt
+    shouted = file([*prompts(20), f"  {planted.upper()} !"], str(tmp_path / "harmful.jsonl"))
+    assert (
+        neurofreeze("run", tiny_checkpoint, tmp_path / "run", f"data.harmful={shouted}", "evaluation.limit=null") == 1
+    )
+    error = capsys.readouterr().err
+    assert "is in both data.safety and data.harmful; calibration, training and evaluation must be disjoint" in error
+    assert not list((tmp_path / "run").glob("s*/*")), "no stage has begun"

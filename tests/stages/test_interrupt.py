@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from neurofreeze.mask import NeuronMask
+from neurofreeze.stages import evaluate
 from neurofreeze.stages.folder import RunFolder
 from neurofreeze.verification import verify
 
@@ -110,3 +111,35 @@ def test_a_checkpoint_of_another_mask_is_not_gone_on_from(ctrl_c: Any, copied: P
     assert neurofreeze("run", tiny_checkpoint, folder, *larger) == 0
     mask = NeuronMask.from_pretrained(folder / "selection" / "safety")
     assert verify(tiny_checkpoint, folder / "arms" / "safety", mask).ok
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_outcomes(
+    copied: Path,
+    finished: Path,
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (copied / "stages" / "evaluate-safety.json").unlink()
+    done: list[str] = []
+    whole = evaluate.values
+
+    def values(*given: Any, **options: Any) -> list[Any]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(given[3].what)
+        return whole(*given, **options)
+
+    monkeypatch.setattr(evaluate, "values", values)
+    assert neurofreeze("run", tiny_checkpoint, copied) == 130
+    capsys.readouterr()
+    done.insert(0, "nothing is interrupted again")
+    monkeypatch.setattr(
+        evaluate, "values", lambda *given, **options: done.append(given[3].what) or whole(*given, **options)
+    )
+    assert neurofreeze("run", tiny_checkpoint, copied) == 0
+    assert "evaluate safety: goes on after 3 of 5 batches that are done" in capsys.readouterr().out
+    assert done[1:] == ["harmful", "lookalikes", "margins", "domain", "general"]
+    results = [RunFolder(folder).result("evaluate-safety") for folder in (copied, finished)]
+    assert results[0] == results[1]
+    assert not list((copied / "stages").glob("*.unfinished"))

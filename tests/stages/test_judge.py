@@ -64,3 +64,42 @@ def test_a_judge_model_reads_longer_answers_and_none_is_stored(
     longer = [answer for _, answer in seen if len(answer.split()) > 4]
     assert longer, "answers must be longer than openings for their absence to show"
     assert all(answer not in written for answer in longer)
+
+
+def test_an_interrupted_judge_goes_on_with_the_answers_that_are_not_judged(
+    copied: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "prompt.txt").write_text(guard.PROMPT)
+    seen: list[list[str]] = []
+
+    class Reader:
+        label = "reader"
+
+        def judge(self, requests: list[str], answers: list[str]) -> list[Any]:
+            from neurofreeze.errors import JudgeError
+            from neurofreeze.evaluation.judges import Verdict
+
+            seen.append(answers)
+            if len(seen) == 3:
+                raise JudgeError("the judge is out")
+            return [Verdict.UNSAFE] * len(requests)
+
+    monkeypatch.setattr("neurofreeze.stages.judge.load_judge", lambda *_: Reader())
+    ask = ["evaluation.judge.name=harmbench", "evaluation.judge.model=m", "evaluation.judge.tokens=12", "arms=[none]"]
+    ask += [f"evaluation.judge.prompt={tmp_path / 'prompt.txt'}", "evaluation.variants=[plain,for-charity]"]
+    ask += ["evaluation.batch_size=2"]
+    for arm in ("start", "none"):
+        (copied / "stages" / f"evaluate-{arm}.json").unlink()  # of another batch size
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 1
+    (kept,) = (copied / "stages").glob("*.unfinished/*")
+    rows = [json.loads(line) for line in kept.read_text().splitlines() if line]
+    assert [row["part"][0] for row in rows] == ["plain", "plain"]
+    assert all(found[:2] == ["reader", "unsafe"] and len(found) == 3 for row in rows for found in row["values"])
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0
+    assert "judge start: goes on after 2 of 4 batches that are done" in capsys.readouterr().out
+    assert [len(answers) for answers in seen] == [2] * 9, "two, one that failed, two more, and four of the arm"
+    assert judged(copied, "start")["variants"]["for-charity"]["verdicts"] == ["unsafe"] * 4
