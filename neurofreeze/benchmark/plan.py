@@ -124,8 +124,3 @@ def _require_benchmark(name: str, arm: SuiteArmConfig, config: Config, base: Con
                 f"arm {name}: {key} is {found!r}; a benchmark trains each cell in one process of this machine, by "
                 f"methods that keep refusals rather than teach them{f': expected {expected!r}' if expected else ''}"
             )
-    strategy = config.strategy.method if config.method.name == "auto" else config.method.name
-    if arm.train_only is not None and strategy != "ssah":
-        raise ConfigError(
-            f"arm {name}: train_only={arm.train_only} is a group of method=ssah, but method is {strategy}"
-        )

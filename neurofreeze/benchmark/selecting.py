@@ -8,9 +8,7 @@ from typing import Any
 from neurofreeze.config.benchmark import SuiteArmConfig
 from neurofreeze.config.schema import Config
 from neurofreeze.console import say
-from neurofreeze.errors import ConfigError
 from neurofreeze.mask import NeuronMask
-from neurofreeze.methods.ssah import GROUPS
 from neurofreeze.stages.choosing import Chooser
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import Datasets
@@ -31,11 +29,11 @@ def chosen(config: Config, arm: SuiteArmConfig, data: Datasets, folder: Path) ->
         return None
     run = Run(config, folder)
     run.data = data
-    settings = {**run.select_settings(), "rest": list(config.freeze.kinds), "train_only": arm.train_only}
+    settings = {**run.select_settings(), "rest": list(config.freeze.kinds)}
     name = settings_digest(settings)
     path = folder / "masks" / name
     if run.folder.complete(f"select-{name}", settings, path) is None:
-        run.folder.run(f"select-{name}", settings, lambda: _choose(run, arm, path), path)
+        run.folder.run(f"select-{name}", settings, lambda: _choose(run, path), path)
     return path
 
 
@@ -45,7 +43,7 @@ def drawn(path: Path, arm: SuiteArmConfig, seed: int) -> NeuronMask:
     return NeuronMask.random_like(mask, seed) if arm.freeze == "random" else mask
 
 
-def _choose(run: Run, arm: SuiteArmConfig, path: Path) -> dict[str, Any]:
+def _choose(run: Run, path: Path) -> dict[str, Any]:
     c = run.config
     # Of one strategy, whatever is cut from its scores: what was gathered for them is kept for the next choice.
     scoring = {key: value for key, value in run.select_settings().items() if key not in ("fraction", "method")}
@@ -53,12 +51,7 @@ def _choose(run: Run, arm: SuiteArmConfig, path: Path) -> dict[str, Any]:
     choice = Chooser(run).choose(
         {"safety": run.data.safety, "utility": run.data.utility}, f"select {c.strategy.name}", gathered
     )
-    mask = choice.mask
-    if arm.train_only is not None:
-        if choice.groups is None:
-            raise ConfigError(f"train_only={arm.train_only} needs the groups of method=ssah")
-        mask = ~choice.groups.mask(GROUPS.index(arm.train_only))
-    mask = mask.with_rest(*c.freeze.kinds)
+    mask = choice.mask.with_rest(*c.freeze.kinds)
     mask.with_config(
         model=c.model,
         revision=c.revision,

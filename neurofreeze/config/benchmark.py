@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from neurofreeze.config.checks import check
-
-GROUPS = ("RU", "EUU")  # of SSAH, that may be all that trains
+from neurofreeze.errors import ConfigError
 
 
 @dataclass
@@ -18,16 +18,11 @@ class SuiteArmConfig:
 
     settings: dict[str, Any] = field(default_factory=dict)  # of a run, such as {strategy: margin, fraction: 0.72}
     freeze: str = "none"  # safety: what strategy and method choose; random: as many others, anew for each seed
-    train_only: Optional[str] = None  # RU or EUU: what is chosen is every neuron outside this group of SSAH
     times: float = 1.0  # as many steps, or epochs, as the other arms
     lora_rank: Optional[int] = None  # train adapters of this rank in place of the weights
 
     def __post_init__(self) -> None:
         check(self.freeze in ("none", "random", "safety"), "freeze", self.freeze, "none, random or safety")
-        known = self.train_only is None or self.train_only in GROUPS
-        check(known, "train_only", self.train_only, f"{' or '.join(GROUPS)}, or null")
-        freezes = self.train_only is None or self.freeze != "none"
-        check(freezes, "train_only", self.train_only, "null, since freeze is none; set freeze=safety")
         check(self.times > 0, "times", self.times, "a number above 0")
         check(self.lora_rank is None or self.lora_rank > 0, "lora_rank", self.lora_rank, "a positive number or null")
 
@@ -62,9 +57,10 @@ class PromptsConfig:
 class SuiteConfig:
     """Arms x seeds x fine-tuning sets from one checkpoint."""
 
-    arms: dict[str, SuiteArmConfig] = field(default_factory=lambda: {"none": SuiteArmConfig()})
+    # name -> SuiteArmConfig; typed by __post_init__, since OmegaConf takes no typed ones from the command line.
+    arms: dict[str, Any] = field(default_factory=lambda: {"none": {}})
     only: list[str] = field(default_factory=list)  # the arms to run and compare; []: all
-    sets: dict[str, SuiteSetConfig] = field(default_factory=lambda: {"domain": SuiteSetConfig()})
+    sets: dict[str, Any] = field(default_factory=lambda: {"domain": {}})  # name -> SuiteSetConfig, as `arms`
     seeds: int = 8  # 0, 1, ...
     at: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])  # shares of the steps at which to measure
     against: list[str] = field(default_factory=lambda: ["none"])  # arms that every other is compared with
@@ -79,6 +75,8 @@ class SuiteConfig:
     threads: Optional[int] = None  # of each; null: its share of the cores
 
     def __post_init__(self) -> None:
+        self.arms = {name: _typed(SuiteArmConfig, given, f"suite.arms.{name}") for name, given in self.arms.items()}
+        self.sets = {name: _typed(SuiteSetConfig, given, f"suite.sets.{name}") for name, given in self.sets.items()}
         check(bool(self.sets), "suite.sets", list(self.sets), "at least one fine-tuning set")
         for key in ("only", "against"):
             unknown = [name for name in getattr(self, key) if name not in self.arms]
@@ -104,3 +102,12 @@ class BenchmarkConfig:
 
     name: str = MISSING
     suite: SuiteConfig = field(default_factory=SuiteConfig)
+
+
+def _typed(schema: type[Any], given: Any, key: str) -> Any:
+    if isinstance(given, schema):
+        return given
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except (OmegaConfBaseException, ConfigError) as error:
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error

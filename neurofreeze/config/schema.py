@@ -169,7 +169,8 @@ class MethodConfig:
 
     name: str = "auto"  # auto: the strategy's own
     ratios: RatiosConfig = field(default_factory=RatiosConfig)  # ssah, budget
-    freeze: str = "fraction"  # ssah: ESU and CU up to `fraction`; esu_top_cu: ESU and `top_cu`; esu_all_cu: both whole
+    # ssah: ESU and CU up to `fraction`; esu_top_cu: ESU and `top_cu`; esu_all_cu: both; all_but_ru, all_but_euu
+    freeze: str = "fraction"
     top_cu: float = 0.06  # of all neurons of a kind, taken from CU
     search: bool = False  # ssah: find the ratios by pruning on the calibration sets, in place of `ratios`
     grid: list[float] = field(default_factory=lambda: [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2])
@@ -185,7 +186,7 @@ class MethodConfig:
     def __post_init__(self) -> None:
         check(self.name in METHODS, "method.name", self.name, f"one of {', '.join(METHODS)}")
         check(self.per in ("kind", "layer", "site", "model"), "method.per", self.per, "kind, layer, site or model")
-        known = ("fraction", "esu_top_cu", "esu_all_cu")
+        known = ("fraction", "esu_top_cu", "esu_all_cu", "all_but_ru", "all_but_euu")
         check(self.freeze in known, "method.freeze", self.freeze, f"one of {', '.join(known)}")
         check(0 < self.top_cu <= 1, "method.top_cu", self.top_cu, "a number in (0, 1]")
         check(0 < self.minus <= 1, "method.minus", self.minus, "a number in (0, 1]")

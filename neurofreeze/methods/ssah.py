@@ -17,7 +17,6 @@ import numpy.typing as npt
 from neurofreeze.errors import ConfigError
 from neurofreeze.mask import MaskConfig, NeuronMask, check_fraction
 from neurofreeze.neurons import NeuronMap
-from neurofreeze.rest import KINDS
 from neurofreeze.strategies.scores import NeuronScores, kinds, split
 
 RU, EUU, CU, ESU = range(4)
@@ -138,9 +137,10 @@ def freeze_all_complex(groups: Groups, safety: NeuronScores, utility: NeuronScor
     return _first(groups, safety, utility, wanted, {"freeze": "esu_all_cu"})
 
 
-def freeze_all_but_redundant(groups: Groups) -> NeuronMask:
-    """The paper's alignment budget: RU train, and nothing else does, embeddings, norms and lm_head included."""
-    return (~groups.mask(RU)).with_rest(*KINDS)
+def freeze_all_but(groups: Groups, safety: NeuronScores, code: int) -> NeuronMask:
+    """Of all neurons one group trains, as RU do under the paper's alignment budget."""
+    rule = {"method": "ssah", "freeze": f"all_but_{GROUPS[code].lower()}", "ratios": asdict(groups.ratios)}
+    return (~groups.mask(code)).with_config(strategy={**safety.strategy, **rule})
 
 
 def _first(

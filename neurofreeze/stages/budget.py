@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from neurofreeze.methods import ssah
+from neurofreeze.rest import KINDS
 from neurofreeze.stages.choosing import Chooser
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.select import UNFINISHED, keep
@@ -33,5 +34,5 @@ def _select(run: Run) -> dict[str, Any]:
     sets = {"safety": run.data.safety, "utility": run.data.utility}
     safety, utility = Chooser(run).contrast(sets, "select", run.folder.path / "selection" / UNFINISHED)
     groups = ssah.group(safety, utility, replace(ssah.Ratios(**vars(c.ratios)), redundant=c.budget.ratio))
-    strategy = {**safety.strategy, "method": ARM, "ratios": vars(groups.ratios)}
-    return keep(run, ARM, ssah.freeze_all_but_redundant(groups).with_config(strategy=strategy), groups)
+    mask = ssah.freeze_all_but(groups, safety, ssah.RU).with_rest(*KINDS)
+    return keep(run, ARM, mask.with_config(strategy={**mask.config.strategy, "method": ARM}), groups)

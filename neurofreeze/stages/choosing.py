@@ -88,6 +88,8 @@ class Chooser:
             return ssah.freeze_top_complex(groups, safety, utility, c.top_cu)
         if c.freeze == "esu_all_cu":
             return ssah.freeze_all_complex(groups, safety, utility)
+        if c.freeze.startswith("all_but_"):
+            return ssah.freeze_all_but(groups, safety, ssah.GROUPS.index(c.freeze.removeprefix("all_but_").upper()))
         return ssah.freeze_mask(groups, safety, utility, self.config.fraction)
 
     def _score(self, sets: Sets, what: str, unfinished: Path | None) -> NeuronScores:

@@ -14,6 +14,7 @@ from neurofreeze.methods.ssah import (
     RU,
     Groups,
     Ratios,
+    freeze_all_but,
     freeze_all_complex,
     freeze_mask,
     freeze_top_complex,
@@ -188,6 +189,17 @@ def test_row_two_is_all_but_utility_and_redundant_units() -> None:
     assert mask == ~(groups.mask(EUU) | groups.mask(RU))
     assert mask.count == 12 - 2 - 3 + 140 - 28 - 35
     assert mask.config.strategy["freeze"] == "esu_all_cu"
+
+
+@pytest.mark.parametrize(("code", "name"), [(RU, "all_but_ru"), (EUU, "all_but_euu")])
+def test_all_but_one_group_is_frozen(code: int, name: str) -> None:
+    safety, utility = scores(1), scores(2)
+    groups = group(safety, utility, RATIOS)
+    mask = freeze_all_but(groups, safety, code)
+    assert {site: bits.tolist() for site, bits in mask.bits.items()} == {
+        site: (codes != code).tolist() for site, codes in groups.codes.items()
+    }
+    assert mask.config.strategy["freeze"] == name
 
 
 def test_with_the_papers_shares_the_rows_are_as_large_as_in_the_paper() -> None:
