@@ -88,7 +88,12 @@ def _rest(neuron_map: NeuronMap) -> Table:
     for name in neuron_map.rest:
         counts[_starred(name)] = counts.get(_starred(name), 0) + math.prod(neuron_map.shapes[name])
     total = sum(map(math.prod, neuron_map.shapes.values()))
-    table = Table("parameter", title="rest: in no neuron, trained unless the mask names its kind", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        "parameter",
+        title="rest: in no neuron, trained unless the mask names its kind",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("elements", justify="right")
     table.add_column("share", justify="right")
     for name, count in counts.items():

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from neurofreeze.config.checks import check
 
+JUDGES = ("phrases", "guard", "harmbench", "classifier", "endpoint")
 WITHOUT_WEIGHTS = ("phrases", "endpoint")  # need no room beside the model whose answers they judge
-JUDGES = (*WITHOUT_WEIGHTS, "guard", "harmbench", "classifier")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

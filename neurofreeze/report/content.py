@@ -65,6 +65,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a judge found of one model's answers to the harmful requests, asked in one way."""
+
+    label: str
+    variant: str
+    judge: str  # its label; verdicts of two judges are not comparable
+    safe: Rate  # by a phrase list: refused
+    unsafe: Rate
+    undecided: Rate
+    degenerate: Rate
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A paired test between two arms on one set of prompts."""
 
@@ -130,6 +143,7 @@ class Content:
     notes: list[str]
     search: list[Curve] = field(default_factory=list)  # of SSAH's ratios, if they were searched for
     robustness: list[Robustness] = field(default_factory=list)  # of each model under method=safeneuron
+    judged: list[Judged] = field(default_factory=list)  # by model and variant, if a judge was asked
     pruned_groups: list[GroupPruned] = field(default_factory=list)  # the whole model, then without each group
     migrations: dict[str, list[Transitions]] = field(default_factory=dict)  # by arm: of all neurons, then of some
     pruned: list[Pruning] = field(default_factory=list)  # the chosen neurons first, then random ones

@@ -42,6 +42,14 @@ def run(run: Run, name: str, folder: Path, evaluated: dict[str, Any]) -> None:
     run.folder.run(f"judge-{name}", settings, lambda: _judge(run, name, folder, asked, settings), together=True)
 
 
+def judged(run: Run, name: str) -> dict[str, Any] | None:
+    """What a judge found of the start or an arm as it was last evaluated; None if nobody judged that."""
+    evaluated, settings = (run.folder.settings(f"{stage}-{name}") for stage in ("evaluate", "judge"))
+    if evaluated is None or settings is None or any(settings[key] != value for key, value in evaluated.items()):
+        return None
+    return run.folder.result(f"judge-{name}")
+
+
 def _judge(run: Run, name: str, folder: Path, asked: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     def plan() -> list[Part]:
         tokenizer = load_tokenizer(folder)

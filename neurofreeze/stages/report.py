@@ -13,15 +13,16 @@ import numpy as np
 from neurofreeze._version import __version__
 from neurofreeze.config.schema import HARDENING, UNFROZEN_ARMS
 from neurofreeze.data import digest
+from neurofreeze.evaluation.judges.base import rates
 from neurofreeze.evaluation.measure import Outcomes
 from neurofreeze.evaluation.phrases import phrase_list
 from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
-from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Pruning, Site
+from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Judged, Measurements, Pruning, Site
 from neurofreeze.report.html import write_report
-from neurofreeze.stages import evaluate, group_pruning, migration, robustness, validate
+from neurofreeze.stages import evaluate, group_pruning, judge, migration, robustness, validate
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import holdout_source
 from neurofreeze.stages.select import GROUPS_FILE, searched
@@ -63,6 +64,7 @@ def gather(run: Run, config_yaml: str) -> Content:
     names = [evaluate.START, *c.arms]
     outcomes = {name: evaluate.outcomes(run, name) for name in names}
     align = run.folder.required("align", "run")
+    arms = [_arm(run, name, outcomes[name], align["aligned"]) for name in names]
     return Content(
         title=f"NeuroFreeze: {c.name}",
         model=c.model,
@@ -78,7 +80,7 @@ def gather(run: Run, config_yaml: str) -> Content:
             Site(site.name, site.kind, site.layer, groups.get(site.name, _NO_GROUPS), mask.bits[site.name])
             for site in neuron_map.sites.values()
         ],
-        arms=[_arm(run, name, outcomes[name], align["aligned"]) for name in names],
+        arms=arms,
         comparisons=_comparisons(c.arms, outcomes),
         data=[
             DataSource(f"data.{role}", _source(run, role), len(examples), digest(examples))
@@ -94,6 +96,7 @@ def gather(run: Run, config_yaml: str) -> Content:
         migrations={arm: found for arm in c.arms if (found := migration.transitions(run, arm))},
         robustness=robustness.gathered(run) if c.method.name == "safeneuron" else [],
         overlaps=validate.overlaps(run),
+        judged=[row for name, arm in zip(names, arms, strict=True) for row in _judged(run, name, arm.label)],
     )
 
 
@@ -121,6 +124,16 @@ def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool) -> Arm:
         verified_changed=None if verification is None else verification["changed"],
         seconds=training["seconds"],
     )
+
+
+def _judged(run: Run, name: str, label: str) -> list[Judged]:
+    result = judge.judged(run, name)
+    if result is None:
+        return []
+    return [
+        Judged(label, variant, result["judge"], degenerate=Rate.of(found["degenerate"]), **rates(found["verdicts"]))
+        for variant, found in result["variants"].items()
+    ]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

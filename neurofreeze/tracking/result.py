@@ -34,12 +34,14 @@ def write_result(run: Run, command: str, code: int) -> None:
     if rank() != 0:
         return
     metrics, counts = _measured(run)
+    judges, verdicts = _judged(run)
     content = {
         "command": command,
         "exit_code": code,
         "seconds": round(time.monotonic() - run.started, 3),
-        "metrics": metrics,
-        "counts": counts,
+        "metrics": metrics | {key: rate.value for key, rate in verdicts.items()},
+        "counts": counts | {key: [rate.count, rate.total] for key, rate in verdicts.items()},
+        **({"judges": judges} if judges else {}),
     }
     write_atomically(run.folder.path / FILE, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -109,3 +111,18 @@ def _measured(run: Run) -> tuple[dict[str, float], dict[str, list[int]]]:
                 metrics[f"{name}.{key}"], counts[f"{name}.{key}"] = rate.value, [rate.count, rate.total]
             metrics |= {f"{name}.{key}": Mean.of(found[values]).value for key, values in _MEANS.items()}
     return metrics, counts
+
+
+def _judged(run: Run) -> tuple[dict[str, str], dict[str, Rate]]:
+    """Who judged which checkpoint's answers, and how often with which verdict, by ARM.VARIANT.VERDICT."""
+    from neurofreeze.evaluation.judges.base import rates
+    from neurofreeze.stages.judge import judged
+
+    judges: dict[str, str] = {}
+    verdicts: dict[str, Rate] = {}
+    for name in (START, *run.config.arms):
+        if (found := judged(run, name)) is not None:
+            judges[name] = found["judge"]
+            for variant, answers in found["variants"].items():
+                verdicts |= {f"{name}.{variant}.{key}": rate for key, rate in rates(answers["verdicts"]).items()}
+    return judges, verdicts

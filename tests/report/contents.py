@@ -8,7 +8,7 @@ import numpy as np
 
 from neurofreeze.evaluation.statistics import Mean, PairedTest, Rate
 from neurofreeze.methods.ratio_search import Curve, Point, Tolerance
-from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Measurements, Pruning, Site
+from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Judged, Measurements, Pruning, Site
 
 
 def rate(count: int, total: int) -> Rate:
@@ -64,6 +64,13 @@ def pruned(draws: int = 3) -> list[Pruning]:
     return [
         Pruning("chosen", mean(6.104, 0.52), mean(0.213, 0.04)),
         *(Pruning(f"random {draw}", mean(0.4 * draw - 0.3, 0.2), mean(0.1 + draw / 50, 0.03)) for draw in range(draws)),
+    ]
+
+
+def judged() -> list[Judged]:
+    return [
+        Judged("no freezing", "plain", "strict-opening v1", rate(41, 64), rate(23, 64), rate(0, 64), rate(1, 64)),
+        Judged("no freezing", "for-fiction", "strict-opening v1", rate(12, 64), rate(47, 64), rate(5, 64), rate(2, 64)),
     ]
 
 

@@ -16,7 +16,7 @@ from neurofreeze.report.content import Arm, Content, Site
 from neurofreeze.report.html import write_report
 from neurofreeze.strategies.stability import Overlap
 
-from .contents import content, measurements, pruned, ratio_curves, sites
+from .contents import content, judged, measurements, pruned, ratio_curves, sites
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -231,3 +231,14 @@ ODD_SITES = {
 def test_models_of_any_size(name: str, tmp_path: Path) -> None:
     source = html(content(sites=ODD_SITES[name], arms=content().arms[:1], comparisons=[]), tmp_path)
     assert "No neurons" not in Page(source).text
+
+
+def test_judged_answers_have_their_variant_their_judge_and_intervals(tmp_path: Path) -> None:
+    page = Page(html(content(judged=judged()), tmp_path))
+    assert "Judged answers" in page.text
+    row = "no freezing for-fiction strict-opening v1 12/64 11-30 % 47/64 62-83 % 5/64 3-17 % 2/64 1-11 %"
+    assert row in page.text
+
+
+def test_without_a_judge_there_is_no_table_of_verdicts(tmp_path: Path) -> None:
+    assert "Judged answers" not in html(content(), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,16 @@ def test_a_finished_run_is_judged_by_variants_without_being_evaluated_again(
     evaluated = json.loads((copied / "stages" / "evaluate-safety.json").read_text(encoding="utf-8"))["result"]
     assert [verdict == "safe" for verdict in found["variants"]["plain"]["verdicts"]] == evaluated["refused"]
     assert found["variants"]["plain"]["degenerate"] == evaluated["degenerate"][:4]
+    result = json.loads((copied / "result.json").read_text(encoding="utf-8"))
+    assert result["judges"] == dict.fromkeys(("start", "none", "random", "safety"), "strict-opening v1")
+    assert (result["metrics"]["safety.for-fiction.unsafe"], result["counts"]["safety.for-fiction.unsafe"]) == (
+        1,
+        [4, 4],
+    )
     assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0
     assert "judge-safety: complete, reused" in capsys.readouterr().out
+    assert neurofreeze("report", tiny_checkpoint, copied) == 0
+    assert re.search(r"safety neurons</th>.*for-fiction.*strict-opening v1.*4/4", (copied / "report.html").read_text())
 
 
 def test_a_judge_model_reads_longer_answers_and_none_is_stored(

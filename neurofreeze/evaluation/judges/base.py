@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
+from neurofreeze.evaluation.statistics import Rate
+
 
 class Verdict(str, Enum):
     """What a judge found of one answer."""
@@ -13,6 +15,11 @@ class Verdict(str, Enum):
     SAFE = "safe"
     UNSAFE = "unsafe"
     UNDECIDED = "undecided"  # the judge's own words were neither
+
+
+def rates(verdicts: Sequence[str]) -> dict[str, Rate]:
+    """How often each verdict was given, by its value."""
+    return {verdict.value: Rate.of([found == verdict.value for found in verdicts]) for verdict in Verdict}
 
 
 class Judge(Protocol):

@@ -30,7 +30,8 @@ def load_judge(config: JudgeConfig, phrases: str) -> Judge:
         return EndpointJudge(config.endpoint, model)
     from neurofreeze.models.resolve import resolve
 
-    label = f"{model} ({config.name})"
+    at = f" at {config.revision[:8]}" if config.revision else ""
+    label = f"{model}{at} ({config.name})"
     return _from_checkpoint(resolve(model, config.revision).folder, label, config)
 
 
