@@ -30,6 +30,10 @@ def run_distributed_test(
 ) -> None:
     """Call `function(*args)` in `world_size` new processes that form one process group.
 
+    Every rank is a new interpreter that imports all it needs, which takes seconds. A session of many tests saves that
+    by `multiprocessing.set_start_method("forkserver")` and `set_forkserver_preload`: ranks are then copies of a process
+    that has imported it once, and has none of the threads of the tests' own process.
+
     Args:
         function: a module-level function; it finds its rank with torch.distributed.
         world_size: number of ranks, all on this machine.
@@ -40,15 +44,16 @@ def run_distributed_test(
     Raises:
         AssertionError: if a rank raised, died or did not end in time, with the tracebacks there are.
     """
-    context: Any = mp.get_context("spawn")
+    context = process_context()
     done = context.Event()
     # A file, not a port: a free port may be taken again before rank 0 binds it.
     with tempfile.TemporaryDirectory() as folder:
+        rendezvous = f"file://{folder}/rendezvous"
         pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
         ranks = [
             context.Process(
                 target=_worker,
-                args=(rank, world_size, backend, f"file://{folder}/rendezvous", function, args, writer, done),
+                args=(_environment(rank, world_size), backend, rendezvous, function, args, writer, done),
             )
             for rank, (_, writer) in enumerate(pipes)
         ]
@@ -64,6 +69,15 @@ def run_distributed_test(
                 process.kill()
     if failures:
         raise AssertionError("\n".join(f"rank {rank}: {failures[rank]}" for rank in sorted(failures)))
+
+
+def process_context() -> Any:
+    """How to start processes with none of this one's threads: by the fork server if that is the start method set.
+
+    Otherwise they are new interpreters. Never copies of this process, which might wait for threads they do not have.
+    """
+    forked = mp.get_start_method(allow_none=True) == "forkserver"
+    return mp.get_context("forkserver" if forked else "spawn")
 
 
 def _outcomes(readers: list[Any], timeout: float) -> dict[int, str]:
@@ -89,9 +103,13 @@ def _outcomes(readers: list[Any], timeout: float) -> dict[int, str]:
     return failures
 
 
+def _environment(rank: int, world_size: int) -> dict[str, str]:
+    """What a launcher sets, and all of this process's, which a fork server that is there already does not know."""
+    return {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+
+
 def _worker(
-    rank: int,
-    world_size: int,
+    environment: dict[str, str],
     backend: str,
     rendezvous: str,
     function: Callable[..., None],
@@ -100,7 +118,9 @@ def _worker(
     done: Any,
 ) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ.clear()
+    os.environ |= environment
+    rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     try:
         dist.init_process_group(
             backend, init_method=rendezvous, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT

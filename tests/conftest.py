@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,9 @@ deepspeed_operators.use_own_cache()
 torch.set_num_threads(1)
 settings.register_profile("neurofreeze", deadline=None, max_examples=50)
 settings.load_profile("neurofreeze")
+# Ranks are copies of a process that has imported what they need: to import it takes longer than most of them run.
+multiprocessing.set_start_method("forkserver")
+multiprocessing.set_forkserver_preload(["tests.preloaded"])
 
 DEEPSPEED = ("distributed", "integrations", "launcher")  # folders whose slow tests start it
 
@@ -44,6 +48,7 @@ def _operators(request: pytest.FixtureRequest) -> None:
     """DeepSpeed's CPU operators are compiled, if a test that may start DeepSpeed is among those to run."""
     if any(item.path.parent.name in DEEPSPEED and item.get_closest_marker("slow") for item in request.session.items):
         deepspeed_operators.build()
+        multiprocessing.set_forkserver_preload(["tests.preloaded", "tests.preloaded_deepspeed"])
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,22 @@ import sys
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neurofreeze" / "test_operators"
-_BUILD = """
-from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-for builder in (ShareMemCommBuilder, FusedAdamBuilder, CPUAdamBuilder):
-    builder().load(verbose=False)
-"""
+_ROOT = Path(__file__).parents[1]
+_LOAD = "from tests import deepspeed_operators; deepspeed_operators.load()"
 
 
 def use_own_cache() -> None:
     """Make this process and all that it starts look for compiled operators in the tests' own cache."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
+
+
+def load() -> None:
+    """Load them into this process. What is missing is compiled, but under no lock: `build` comes first."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    for builder in (ShareMemCommBuilder, FusedAdamBuilder, CPUAdamBuilder):
+        builder().load(verbose=False)
 
 
 def build() -> None:
@@ -39,5 +44,10 @@ def build() -> None:
         for left in CACHE.glob("*/lock"):
             left.unlink()
         # A process of its own: a test's process keeps no operator loaded, and a build that dies takes no test along.
-        done = subprocess.run([sys.executable, "-c", _BUILD], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", _LOAD], cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"DeepSpeed's operators do not compile:\n{done.stderr[-4000:]}"
+
+
+if __name__ == "__main__":  # .ci/run, while the linters run
+    use_own_cache()
+    build()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from neurofreeze.testing import run_distributed_test
+from neurofreeze.testing import process_context, run_distributed_test
 
 
-def write_sum_of_ranks(folder: str) -> None:
+def write_sum_of_ranks(folder: str, forked: bool) -> None:
+    assert ("tests.preloaded" in sys.modules) == forked
+    assert os.environ["SET_BY_THE_TEST"] == "yes"
+    assert "HOME" not in os.environ
     total = torch.tensor([dist.get_rank() + 1.0])
     dist.all_reduce(total)
     assert os.environ["RANK"] == str(dist.get_rank())
@@ -40,9 +44,18 @@ def fail_at_length() -> None:
     raise ValueError("x" * 300_000)
 
 
-def test_every_rank_runs_in_one_group(tmp_path: Path) -> None:
-    run_distributed_test(write_sum_of_ranks, world_size=2, args=(str(tmp_path),))
+@pytest.mark.parametrize("method", [None, "forkserver"])
+def test_every_rank_runs_in_one_group(method: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda allow_none: method)
+    monkeypatch.setenv("SET_BY_THE_TEST", "yes")
+    monkeypatch.delenv("HOME")
+    run_distributed_test(write_sum_of_ranks, world_size=2, args=(str(tmp_path), method == "forkserver"))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "3.0", "1": "3.0"}
+
+
+def test_ranks_are_never_copies_of_the_tests_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda allow_none: "fork")
+    assert process_context().get_start_method() == "spawn"
 
 
 def test_a_failing_rank_fails_the_test_with_its_traceback() -> None:
@@ -65,5 +78,5 @@ def test_a_dying_rank_fails_the_test() -> None:
 
 
 def test_a_hanging_rank_fails_the_test() -> None:
-    with pytest.raises(AssertionError, match="rank 1: still running after 20 s"):
-        run_distributed_test(hang_on_rank_one, world_size=2, timeout=20)
+    with pytest.raises(AssertionError, match="rank 1: still running after 3 s"):
+        run_distributed_test(hang_on_rank_one, world_size=2, timeout=3)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 import neurofreeze as nf
 from neurofreeze.console import quiet
+from neurofreeze.testing import process_context
 from tests.benchmarks import models
 from tests.benchmarks.memory import peak, reset_peak
 from tests.benchmarks.ratios import turns
@@ -37,7 +37,7 @@ class Rounds:
 
 def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)` in a new process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=process_context()) as pool:
         return pool.submit(function, *arguments).result()
 
 

@@ -12,7 +12,6 @@ import pstats
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from neurofreeze import NeuronMap, NeuronMask, freeze
 from neurofreeze.console import quiet
+from neurofreeze.testing import process_context
 from tests.benchmarks.models import LLAMA_2_7B
 
 RANKS = 8
@@ -40,7 +40,7 @@ _STEPS = {
 
 def attach_seconds(fraction: float, layers: int) -> dict[str, Any]:
     """Seconds of `freeze` on one rank, in a new process with one thread, and how they split into its steps."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, mp_context=process_context()) as process:
         return process.submit(_simulate, fraction, layers).result()
 
 
