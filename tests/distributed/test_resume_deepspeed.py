@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils.zero_to_fp32 import load_state_dict_from_zero_checkpoint
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import fully_shard
@@ -121,12 +121,13 @@ def third_leg(folder: str) -> None:
         keep(engine, Path(folder, f"{cell}, resumed.safetensors"))
 
 
-def to_universal(folder: Path, tag: str) -> None:
+def to_universal(folder: str, ranks: int) -> None:
+    """What `python -m deepspeed.checkpoint.ds_to_universal` does, for every cell."""
     options = ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *options]
-    places = ["--input_folder", str(folder / tag), "--output_folder", str(folder / f"{tag}, universal")]
-    done = subprocess.run([*command, *places], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    for cell in CELLS:
+        saved = str(Path(folder, f"{cell}, {ranks} ranks"))
+        sys.argv[1:] = ["--input_folder", saved, "--output_folder", f"{saved}, universal", *options]
+        ds_to_universal.main(ds_to_universal.parse_arguments())
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,7 @@ def legs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for leg, ranks in ((first_leg, 4), (second_leg, 2), (third_leg, 3)):
         run_distributed_test(leg, world_size=ranks, args=(str(folder),))
         if leg is not third_leg:
-            for cell in CELLS:
-                to_universal(folder, f"{cell}, {ranks} ranks")
+            run_distributed_test(to_universal, world_size=1, args=(str(folder), ranks))
     return folder
 
 
