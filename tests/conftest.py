@@ -27,6 +27,12 @@ multiprocessing.set_forkserver_preload(["tests.preloaded"])
 DEEPSPEED = ("distributed", "integrations", "launcher")  # folders whose slow tests start it
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: of two workers none then has minutes left when the other has nothing to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder small enough to run every stage in seconds."""

@@ -48,6 +48,6 @@ def build() -> None:
     assert done.returncode == 0, f"DeepSpeed's operators do not compile:\n{done.stderr[-4000:]}"
 
 
-if __name__ == "__main__":  # .ci/run, while the linters run
+if __name__ == "__main__":  # .ci/run
     use_own_cache()
     build()
