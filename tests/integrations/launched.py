@@ -1,4 +1,7 @@
-"""A training script as users write it, for `accelerate launch` to start on every rank; it also reports what ran."""
+"""A training script as users write it, for `accelerate launch` to start on every rank; it also reports what ran.
+
+To start takes much longer than to train: several trainers may train one after the other, each from the base.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base", type=Path)
     parser.add_argument("mask", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--trainer", choices=sorted(TRAINERS), required=True)
+    parser.add_argument("output", type=Path, help="in which every trainer gets a folder of its name")
+    parser.add_argument("--trainer", nargs="+", choices=sorted(TRAINERS), required=True)
     parser.add_argument("--no-freeze", action="store_true")
     parser.add_argument("--resume", help="checkpoint to go on from, with the mask it carries")
     options = parser.parse_args()
     let_fsdp_run_on_cpu()
     mask = None if options.resume else nf.NeuronMask.from_pretrained(options.mask)
-    callbacks = [] if options.no_freeze else [nf.FreezeCallback(mask)]
-    trainer = TRAINERS[options.trainer](options.base, options.output, callbacks)
-    trainer.train(resume_from_checkpoint=options.resume)
-    trainer.save_model()
-    found = report(trainer, *callbacks)
-    if trainer.is_world_process_zero():
-        (options.output / "report.json").write_text(json.dumps(found), encoding="utf-8")
+    for name in options.trainer:
+        output = options.output / name
+        callbacks = [] if options.no_freeze else [nf.FreezeCallback(mask)]
+        trainer = TRAINERS[name](options.base, output, callbacks)
+        trainer.train(resume_from_checkpoint=options.resume)
+        trainer.save_model()
+        found = report(trainer, *callbacks)
+        if trainer.is_world_process_zero():
+            (output / "report.json").write_text(json.dumps(found), encoding="utf-8")
     trainer.accelerator.end_training()
 
 

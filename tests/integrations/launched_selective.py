@@ -19,32 +19,34 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("base", type=Path)
     parser.add_argument("mask", type=Path)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--trainer", choices=("sft", "plain"), required=True)
-    parser.add_argument("--train", choices=("masked", "unmasked"), required=True)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--resume", help="checkpoint to go on from")
+    parser.add_argument("output", type=Path, help="in which every way gets a folder of its name")
+    parser.add_argument("--way", nargs="+", required=True, help='one after the other, such as "sft masked float32"')
+    parser.add_argument("--resume", type=Path, help="an earlier output, from whose checkpoints all go on")
     options = parser.parse_args()
     let_fsdp_run_on_cpu()
-    trainer = {"sft": sft, "plain": plain}[options.trainer](options)
-    trainer.train(resume_from_checkpoint=options.resume)
-    trainer.save_model()
-    found = report(trainer)
-    found["trainable"] = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
-    if trainer.is_world_process_zero():
-        (options.output / "report.json").write_text(json.dumps(found), encoding="utf-8")
+    for way in options.way:
+        options.trainer, options.train, options.dtype = way.split()
+        output = options.output / way
+        trainer = {"sft": sft, "plain": plain}[options.trainer](options, output)
+        trainer.train(resume_from_checkpoint=options.resume and str(options.resume / way / "checkpoint-2"))
+        trainer.save_model()
+        found = report(trainer)
+        trained = [p for p in trainer.model.parameters() if p.requires_grad]
+        found["trainable"] = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
+        if trainer.is_world_process_zero():
+            (output / "report.json").write_text(json.dumps(found), encoding="utf-8")
     trainer.accelerator.end_training()
 
 
-def sft(options: argparse.Namespace) -> Trainer:
-    args = SFTConfig(**settings(options.output) | {"max_steps": 4})
+def sft(options: argparse.Namespace, output: Path) -> Trainer:
+    args = SFTConfig(**settings(output) | {"max_steps": 4})
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     return SFTTrainer(selective(options), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
 
 
-def plain(options: argparse.Namespace) -> Trainer:
-    args = TrainingArguments(**settings(options.output) | {"max_steps": 4})
+def plain(options: argparse.Namespace, output: Path) -> Trainer:
+    args = TrainingArguments(**settings(output) | {"max_steps": 4})
     tokens = AutoTokenizer.from_pretrained(options.base)([row["chosen"] for row in ROWS])["input_ids"]
     rows = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in tokens])
     return Trainer(selective(options), args, train_dataset=rows)

@@ -131,10 +131,10 @@ def test_launched_on_two_ranks_a_merged_checkpoint_verifies(
     config: str, tiny_checkpoint: Path, mask: NeuronMask, tmp_path: Path
 ) -> None:
     mask.save_pretrained(tmp_path / "mask")
-    ran = launch(config, tiny_checkpoint, tmp_path / "mask", tmp_path / "tuned", "--trainer", "lora")
+    ran = launch(config, tiny_checkpoint, tmp_path / "mask", tmp_path / "tuned", "--trainer", "lora")["lora"]
     expected = {"engine": RUNS[config]["engine"], "zero_stage": RUNS[config]["zero_stage"], "processes": 2, "steps": 3}
     assert {key: ran[key] for key in expected} == expected
-    found = verify(tiny_checkpoint, merged(tiny_checkpoint, tmp_path / "tuned", tmp_path / "merged"), mask)
+    found = verify(tiny_checkpoint, merged(tiny_checkpoint, tmp_path / "tuned" / "lora", tmp_path / "merged"), mask)
     assert found.ok, str(found)
     assert found.trainable_changed > 1_000
     assert ran["fingerprint"] == found.base_fingerprint == found.tuned_fingerprint

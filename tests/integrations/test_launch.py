@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ def mask(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def launch(config: str, base: Path, mask: Path, output: Path, *options: str, ranks: int = 2) -> dict[str, Any]:
-    """Run the script; returns what it reports of itself."""
+def launch(
+    config: str, base: Path, mask: Path, output: Path, *options: str, ranks: int = 2, script: Path = SCRIPT
+) -> dict[str, Any]:
+    """Run the script; returns what each of its trainers, by name, reports of itself."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
     command += ["--num_processes", str(ranks), "--main_process_port", "0"]
-    command += [str(SCRIPT), str(base), str(mask), str(output), *options]
+    command += [str(script), str(base), str(mask), str(output), *options]
     with (output.parent / "log.txt").open("w+", encoding="utf-8") as log:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         launched = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -66,14 +70,11 @@ def launch(config: str, base: Path, mask: Path, output: Path, *options: str, ran
             launched.wait()
         log.seek(0)
         assert code == 0, log.read()[-6000:]
-    found: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    return found
+    reports = output.glob("*/report.json")
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in reports}
 
 
-def assert_frozen(
-    config: str, trainer: str, base: Path, mask: Path, output: Path, *options: str, ranks: int = 2
-) -> None:
-    found = launch(config, base, mask, output, "--trainer", trainer, *options, ranks=ranks)
+def assert_frozen(config: str, found: dict[str, Any], base: Path, mask: Path, output: Path, ranks: int = 2) -> None:
     expected = {**RUNS[config], "mixed_precision": "bf16", "processes": ranks, "steps": 3}
     assert {key: found[key] for key in expected} == expected
     outcome = nf.verify(base, output, mask)
@@ -91,28 +92,53 @@ def test_every_config_is_run_here() -> None:
         assert f"launch/accelerate/{path.name}" in path.read_text(encoding="utf-8")
 
 
+TRL = ("sft", "dpo")
+
+
+@pytest.fixture(scope="module")
+def launched(
+    tiny_checkpoint: Path, mask: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """Config -> where TRL's trainers saved, in one launch, and what they reported."""
+
+    @cache
+    def launch_all(config: str) -> tuple[Path, dict[str, Any]]:
+        output = tmp_path_factory.mktemp("launched") / "tuned"
+        return output, launch(config, tiny_checkpoint, mask, output, "--trainer", *TRL)
+
+    return launch_all
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["sft", "dpo"])
+@pytest.mark.parametrize("trainer", TRL)
 @pytest.mark.parametrize("config", RUNS)
 def test_trl_trainers_keep_frozen_neurons(
-    config: str, trainer: str, tiny_checkpoint: Path, mask: Path, tmp_path: Path
+    config: str,
+    trainer: str,
+    launched: Callable[[str], tuple[Path, dict[str, Any]]],
+    tiny_checkpoint: Path,
+    mask: Path,
 ) -> None:
-    assert_frozen(config, trainer, tiny_checkpoint, mask, tmp_path / "tuned")
+    output, found = launched(config)
+    assert_frozen(config, found[trainer], tiny_checkpoint, mask, output / trainer)
 
 
 @pytest.mark.slow
 def test_the_plain_trainer_keeps_frozen_neurons_and_resumes_on_more_ranks(
     tiny_checkpoint: Path, mask: Path, tmp_path: Path
 ) -> None:
-    assert_frozen("fsdp2", "plain", tiny_checkpoint, mask, tmp_path / "tuned")
-    resume = ("--resume", str(tmp_path / "tuned" / "checkpoint-2"))
-    assert_frozen("fsdp2", "plain", tiny_checkpoint, mask, tmp_path / "resumed", *resume, ranks=3)
+    tuned, resumed = tmp_path / "tuned", tmp_path / "resumed"
+    found = launch("fsdp2", tiny_checkpoint, mask, tuned, "--trainer", "plain")
+    assert_frozen("fsdp2", found["plain"], tiny_checkpoint, mask, tuned / "plain")
+    options = ("--trainer", "plain", "--resume", str(tuned / "plain" / "checkpoint-2"))
+    found = launch("fsdp2", tiny_checkpoint, mask, resumed, *options, ranks=3)
+    assert_frozen("fsdp2", found["plain"], tiny_checkpoint, mask, resumed / "plain", ranks=3)
 
 
 @pytest.mark.slow
 def test_without_the_callback_they_change(tiny_checkpoint: Path, mask: Path, tmp_path: Path) -> None:
     found = launch("ddp", tiny_checkpoint, mask, tmp_path / "tuned", "--trainer", "sft", "--no-freeze")
-    assert found["steps"] == 3
-    outcome = nf.verify(tiny_checkpoint, tmp_path / "tuned", mask)
+    assert found["sft"]["steps"] == 3
+    outcome = nf.verify(tiny_checkpoint, tmp_path / "tuned" / "sft", mask)
     assert not outcome.ok
     assert outcome.changed == outcome.frozen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from trl import SFTConfig, SFTTrainer
 import neurofreeze as nf
 from neurofreeze.verification import weights_fingerprint
 from tests import reference
-from tests.integrations import test_launch
 from tests.integrations.test_callback import Steps, trainer_of
+from tests.integrations.test_launch import launch
 from tests.reference import mask_for
 from tests.selective_layers.twins import MODES, Train, assert_moved_where_it_may, still
 
@@ -122,27 +124,49 @@ def mask(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 WIDENED = {"dtypes": ["torch.bfloat16", "torch.float32"]}
 
 
+def ways(config: str) -> list[tuple[str, Train, str]]:
+    """Trainer, what it trains, and in what precision."""
+    more: list[tuple[str, Train, str]] = [("plain", train, "bfloat16") for train in MODES]
+    return [("sft", "masked", "float32"), ("plain", "unmasked", "float32"), *(more if config == "fsdp2" else [])]
+
+
+Launched = tuple[Path, dict[str, Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def launched(tiny_checkpoint: Path, mask: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Launched]:
+    """Config -> where all its ways were trained and then resumed, in two launches, and what they reported each time."""
+    script = Path(__file__).with_name("launched_selective.py")
+
+    @cache
+    def launch_all(config: str) -> Launched:
+        folder = tmp_path_factory.mktemp("launched")
+        options = ("--way", *(" ".join(way) for way in ways(config)))
+        given = (config, tiny_checkpoint, mask)
+        tuned = launch(*given, folder / "tuned", *options, script=script)
+        resumed = launch(*given, folder / "resumed", *options, "--resume", str(folder / "tuned"), script=script)
+        return folder, tuned, resumed
+
+    return launch_all
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("config", "trainer", "train", "dtype"),
-    [
-        *((config, *way, "float32") for config in RUNS for way in (("sft", "masked"), ("plain", "unmasked"))),
-        *(("fsdp2", "plain", train, "bfloat16") for train in MODES),
-    ],
+    ("config", "trainer", "train", "dtype"), [(config, *way) for config in RUNS for way in ways(config)]
 )
 def test_launched_trainers_save_ordinary_checkpoints_and_resume_from_them(
     config: str,
     trainer: str,
     train: Train,
     dtype: str,
+    launched: Callable[[str], Launched],
     tiny_checkpoint: Path,
     mask: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(test_launch, "SCRIPT", Path(__file__).with_name("launched_selective.py"))
-    way = ("--trainer", trainer, "--train", train, "--dtype", dtype)
-    ran = test_launch.launch(config, tiny_checkpoint, mask, tmp_path / "tuned", *way)
+    folder, *reports = launched(config)
+    way = f"{trainer} {train} {dtype}"
+    tuned, resumed = folder / "tuned" / way, folder / "resumed" / way
+    ran, ran_again = (found[way] for found in reports)
     expected = {
         **RUNS[config],
         **(WIDENED if dtype == "bfloat16" else {}),
@@ -155,18 +179,17 @@ def test_launched_trainers_save_ordinary_checkpoints_and_resume_from_them(
     chosen = nf.NeuronMask.from_pretrained(mask)
     frozen = still(load(tiny_checkpoint), chosen, train)
     assert ran["trainable"] == sum(int((~at).sum()) for at in frozen.values())
-    for folder in ("tuned", "tuned/checkpoint-2", "tuned/checkpoint-4"):
-        outcome = nf.verify(tiny_checkpoint, tmp_path / folder, frozen_part(chosen, train))
+    for saved in (tuned, tuned / "checkpoint-2", tuned / "checkpoint-4"):
+        outcome = nf.verify(tiny_checkpoint, saved, frozen_part(chosen, train))
         assert outcome.ok, str(outcome)
         assert outcome.frozen > 5_000
         # accelerate writes tied weights twice where it gathers them, of ordinary models too.
         assert set(outcome.only_in_one) <= {"lm_head.weight"}
-        load(tmp_path / folder)
-    assert_only_the_rest_moved(tiny_checkpoint, tmp_path / "tuned", frozen)
+        load(saved)
+    assert_only_the_rest_moved(tiny_checkpoint, tuned, frozen)
 
-    resume = ("--resume", str(tmp_path / "tuned" / "checkpoint-2"))
-    assert test_launch.launch(config, tiny_checkpoint, mask, tmp_path / "resumed", *way, *resume)["steps"] == 4
-    once, twice = (load(tmp_path / folder) for folder in ("tuned", "resumed"))
+    assert ran_again["steps"] == 4
+    once, twice = load(tuned), load(resumed)
     # An ordinary model does not resume to the bit with DeepSpeedCPUAdam under ZeRO-3 either; and what accelerate widens
     # torch rounds to the precision of the frozen part when it hands a whole state dict out to the ranks.
     rounded = config == "zero3-offload" or dtype == "bfloat16"
