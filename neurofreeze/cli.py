@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "write report.html from what the other stages left; of a sweep's folder, compare its runs",
     "compare": "show how much masks overlap, layer by layer",
     "benchmark": "compare arms over seeds and fine-tuning sets, at equal steps and at equal loss",
+    "audit": "measure how much safety is left under steering, pruning, fine-tuning or an adapter",
     "doctor": "show a model's neurons and this installation",
     "status": "show how a run goes, or every run of a sweep",
     "logs": "show what a run has written last",
@@ -50,6 +51,7 @@ settings (of the commands that run something; conf/config.yaml has all):
   seed=0  name=quickstart  hydra.run.dir=runs/quickstart
   neurofreeze verify base=FOLDER tuned=FOLDER mask=FOLDER
   neurofreeze compare masks=FOLDER,FOLDER
+  neurofreeze audit intervention=steering steering.recipe=compliance strengths=[0.1,0.2]
   neurofreeze status FOLDER    also logs, cancel
 
 where it runs:

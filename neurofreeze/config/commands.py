@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from neurofreeze.config.audit import AuditConfig
 from neurofreeze.config.benchmark import BenchmarkConfig
 from neurofreeze.config.checks import check
 
@@ -69,6 +70,7 @@ class SweepConfig:
 
 
 SCHEMAS: dict[str, type[Any]] = {
+    "audit": AuditConfig,
     "benchmark": BenchmarkConfig,
     "cancel": FolderConfig,
     "compare": CompareConfig,

@@ -1,0 +1,1 @@
+"""The audit: how much safety is left of a model under an intervention."""

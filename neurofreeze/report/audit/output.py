@@ -1,0 +1,89 @@
+"""An audit's files: audit.html, audit.md, audit.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from neurofreeze.evaluation.statistics import Mean, Rate
+from neurofreeze.files import write_atomically
+from neurofreeze.report.audit.content import AuditContent
+from neurofreeze.report.audit.html import page
+from neurofreeze.report.formatting import fraction, mean_interval, p_value, rate_interval
+
+FIRST_TOKENS = 3  # whose divergence the table has
+_HEAD = (
+    "", "harmful refused", "p", "look-alikes refused", "refusal margin", "change", "probe", "KL harmful", "KL harmless",
+    "loss", "degenerate",
+)  # fmt: skip
+NOTES = (
+    "p: exact McNemar test of refusals against the original, corrected for the number of states (Holm). Margin and its "
+    "paired change in nats. Probe: how far harmful and look-alike prompts are apart on the original's linear probe, as "
+    "a share of the original's distance. KL(original || changed) in nats, mean over the first "
+    f"{FIRST_TOKENS} tokens of the original's own answers. Loss of ordinary answers in nats per token. Rates with 95 % "
+    "Wilson intervals, means with 95 % t intervals."
+)
+
+
+def rows(content: AuditContent) -> list[list[str]]:
+    """One row a state, cells as text."""
+    start = content.start
+    first = [
+        "original", _rate(start.refusals), "", _rate(start.over_refusals), _mean(start.margin), "", "100 %", "", "",
+        f"{start.loss.value:.3f}", fraction(start.degenerate),
+    ]  # fmt: skip
+    return [first] + [
+        [
+            change.label,
+            _rate(change.refusals),
+            p_value(change.p_value),
+            _rate(change.over_refusals),
+            _mean(change.margin),
+            _mean(change.margin_change),
+            f"{100 * change.separation:.0f} %",
+            early(change.kl_harmful),
+            early(change.kl_harmless),
+            f"{change.loss.value:.3f}",
+            fraction(change.degenerate),
+        ]
+        for change in content.changes
+    ]
+
+
+def early(kl: list[Mean]) -> str:
+    """The mean over the first tokens, '-' where there are none."""
+    values = [mean.value for mean in kl[:FIRST_TOKENS]]
+    return f"{sum(values) / len(values):.3f}" if values else "-"
+
+
+def markdown(content: AuditContent) -> str:
+    """The verdict and the table."""
+    lines = [f"# {content.title}", "", f"`{content.command}`", "", *(f"- {text}" for text in content.verdict), ""]
+    head = [name or "state" for name in _HEAD]
+    lines += [_line(head), _line(["---"] * len(head)), *(_line(row) for row in rows(content)), ""]
+    return "\n".join([*lines, NOTES, f"Refusals by {content.phrase_list}.", ""])
+
+
+def write(content: AuditContent, folder: Path) -> list[Path]:
+    """Write all files, each whole or not at all; returns their paths."""
+    files = {
+        "audit.html": page(content, _HEAD, rows(content), NOTES),
+        "audit.md": markdown(content),
+        "audit.json": json.dumps(asdict(content), indent=1) + "\n",
+    }
+    for name, text in files.items():
+        write_atomically(folder / name, text.encode())
+    return [folder / name for name in files]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _rate(rate: Rate) -> str:
+    return f"{fraction(rate)} ({rate_interval(rate)})"
+
+
+def _mean(mean: Mean) -> str:
+    return f"{mean.value:.2f} ({mean_interval(mean)})"
