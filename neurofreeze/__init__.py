@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ConfigError,
         DataError,
         FreezeError,
+        GuardError,
         MaskError,
         ModelError,
         NeuroFreezeError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         RunError,
     )
     from neurofreeze.freezer import Freezer, freeze
+    from neurofreeze.guard.gate import Gate
     from neurofreeze.integrations.callback import FreezeCallback
     from neurofreeze.launcher.launch import launch
     from neurofreeze.launcher.submitted import Submitted
@@ -40,6 +42,8 @@ _HOME = {
     "FreezeCallback": "integrations.callback",
     "FreezeError": "errors",
     "Freezer": "freezer",
+    "Gate": "guard.gate",
+    "GuardError": "errors",
     "MaskError": "errors",
     "ModelError": "errors",
     "NeuroFreezeError": "errors",
@@ -66,6 +70,8 @@ __all__ = [
     "FreezeCallback",
     "FreezeError",
     "Freezer",
+    "Gate",
+    "GuardError",
     "MaskError",
     "ModelError",
     "NeuroFreezeError",

@@ -43,5 +43,9 @@ class JudgeError(NeuroFreezeError):
     """A judge of answers that cannot be loaded or asked."""
 
 
+class GuardError(NeuroFreezeError):
+    """A gate or filter that is malformed or for another model, or a way of generating that it cannot guard."""
+
+
 class NeuroFreezeWarning(UserWarning):
     """Something is allowed but probably not meant."""
