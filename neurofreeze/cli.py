@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "write report.html from what the other stages left; of a sweep's folder, compare its runs",
     "compare": "show how much masks overlap, layer by layer",
     "benchmark": "compare arms over seeds and fine-tuning sets, at equal steps and at equal loss",
+    "monitor": "watch the safety neurons over a stream of prompts, beside their reference",
     "audit": "measure how much safety is left under steering, pruning, fine-tuning or an adapter",
     "doctor": "show a model's neurons and this installation",
     "status": "show how a run goes, or every run of a sweep",

@@ -213,3 +213,12 @@ def weights_fingerprint(folder: str | Path, mask: NeuronMask) -> str:
     with open_parameters(folder, config) as weights:
         _require(weights, folder, selections, neuron_map)
         return _total(_digest(name, weights[name], selection) for name, selection in selections.items())
+
+
+def loaded_fingerprint(model: Any, mask: NeuronMask) -> str:
+    """As `weights_fingerprint`, of a model that is loaded. Collective where its parameters are sharded."""
+    from neurofreeze.strategies.weights import parameters, whole
+
+    weights = parameters(model)
+    selections = mask.select(NeuronMap.of(model, mask.config.granularity))  # type: ignore[arg-type]
+    return _total(_digest(name, whole(weights[name]), selection) for name, selection in selections.items())

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from neurofreeze.config.audit import AuditConfig
 from neurofreeze.config.benchmark import BenchmarkConfig
 from neurofreeze.config.checks import check
+from neurofreeze.config.monitor import MonitorCommandConfig
 
 
 @dataclass
@@ -75,6 +76,7 @@ SCHEMAS: dict[str, type[Any]] = {
     "cancel": FolderConfig,
     "compare": CompareConfig,
     "logs": LogsConfig,
+    "monitor": MonitorCommandConfig,
     "status": FolderConfig,
     "sweep": SweepConfig,
     "verify": VerifyConfig,

@@ -28,12 +28,13 @@ class TrackerConfig:
 
 @dataclass
 class MonitorConfig:
-    """What is measured on the model during training, on the first prompts of data.safety."""
+    """What is measured on the model during training, on the first prompts of data.safety, for drift of data.utility."""
 
     every: int = 0  # optimizer steps; 0: nothing
     prompts: int = 16
     refusals: bool = True  # also generate openings and count refusals, not only the margin
     updates: bool = True  # also the share of each site in the norm of the update since the start
+    reference: Optional[str] = None  # of the safety neurons' activations, a folder: also how far they drift from it
 
     def __post_init__(self) -> None:
         check(self.every >= 0, "monitor.every", self.every, "a number not below 0")

@@ -36,4 +36,14 @@ def monitors(run: Run, arm: str, before: int = 0) -> list[TrainerCallback]:
     probes = Probes(run.data.safety[: c.prompts], tokenizer, run.config.evaluation, refusals=c.refusals)
     neuron_map = NeuronMap.of(load_config(run.start), run.config.granularity)  # type: ignore[arg-type]
     updates = UpdateShares(run.start, neuron_map) if c.updates else None
-    return [MonitorCallback(probes, c.every, rows(run, "monitor", arm, before), updates)]
+    drift = None if c.reference is None else _drift(run, c.reference, tokenizer)
+    return [MonitorCallback(probes, c.every, rows(run, "monitor", arm, before), updates, drift)]
+
+
+def _drift(run: Run, folder: str, tokenizer: Any) -> Any:
+    from neurofreeze.guard.monitor.drift import Drift
+    from neurofreeze.guard.monitor.reference import Reference
+
+    # That of the arm's start, whose weights a resumed training no longer has: the layout is what can be checked.
+    reference = Reference.from_pretrained(folder, model=load_config(run.start), other_weights=True)
+    return Drift(reference, run.data.utility[: run.config.monitor.prompts], tokenizer)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from neurofreeze.config.monitor import MonitorCommandConfig
 from neurofreeze.config.schema import Config
 from neurofreeze.tracking import tensorboard, wandb
 from neurofreeze.tracking.base import Tracker
@@ -16,7 +17,9 @@ from neurofreeze.tracking.redaction import redact
 SWEEP = "sweep.json"  # in the folder above the runs of a sweep
 
 
-def make(config: Config, folder: Path, command: str, overrides: Sequence[str] = ()) -> Tracker | None:
+def make(
+    config: Config | MonitorCommandConfig, folder: Path, command: str, overrides: Sequence[str] = ()
+) -> Tracker | None:
     """The tracker of the settings, started; None where metrics.jsonl is enough. Only rank 0 may call it.
 
     One that fails, now or later, warns once and is silent from then on.

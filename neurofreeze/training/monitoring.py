@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neurofreeze.console import say
 from neurofreeze.distributed import rank
-from neurofreeze.training.probes import Probes
 from neurofreeze.training.updates import UpdateShares
+
+
+class Measure(Protocol):
+    """Something measured on a model in training: `Probes`, or `neurofreeze.guard.monitor.drift.Drift`."""
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        """Numbers by name; training goes on as if nothing had happened. Collective."""
+        ...
 
 
 class MonitorCallback(TrainerCallback):
@@ -20,19 +27,26 @@ class MonitorCallback(TrainerCallback):
     Training goes on to the same bits as without it.
 
     Args:
-        probes: measures refusals.
+        probes: measures refusals, say.
         every: optimizer steps.
         log: takes a row on rank 0.
         updates: also measures where the weights have moved.
+        drift: also measures what the safety neurons do.
     """
 
     def __init__(
-        self, probes: Probes, every: int, log: Callable[[dict[str, Any]], None], updates: UpdateShares | None = None
+        self,
+        probes: Measure,
+        every: int,
+        log: Callable[[dict[str, Any]], None],
+        updates: UpdateShares | None = None,
+        drift: Measure | None = None,
     ) -> None:
         self.probes = probes
         self.every = every
         self.log = log
         self.updates = updates
+        self.drift = drift
         self._measured = 0  # the last step that was
         self._times = 0
         self._seconds = 0.0
@@ -64,6 +78,8 @@ class MonitorCallback(TrainerCallback):
         found = self.probes.measure(model)
         if self.updates is not None:
             found |= self.updates.measure(model, optimizer)
+        if self.drift is not None:
+            found |= self.drift.measure(model)
         seconds = time.perf_counter() - started
         self._measured, self._times, self._seconds = step, self._times + 1, self._seconds + seconds
         if rank() == 0:

@@ -15,6 +15,8 @@ from transformers import TrainerCallback
 from neurofreeze.config.schema import EvaluationConfig, TrainingConfig
 from neurofreeze.data import Example, read
 from neurofreeze.evaluation.likelihood import refusal_margins
+from neurofreeze.guard.monitor import calibrate
+from neurofreeze.guard.monitor.drift import Drift
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
@@ -50,6 +52,14 @@ def mask(base: Path) -> NeuronMask:
     return NeuronMask.random(NeuronMap.of(load_config(base)), 0.3, seed=1)
 
 
+def drift_of(base: Path) -> Drift:
+    """Of a few of the base's neurons from what they do on instructions."""
+    model, tokenizer = load_model(base, torch.float32).eval(), load_tokenizer(base)
+    prompts = read("bundled:instructions/align", responses=False)
+    watched = NeuronMask.random(NeuronMap.of(model), 0.1, seed=0)
+    return Drift(calibrate(model, tokenizer, prompts[:60], watched), prompts[60:76], tokenizer)
+
+
 class Run:
     """A monitored fine-tune: its folder and all that it logged."""
 
@@ -64,7 +74,7 @@ class Run:
         if harmful is not None:
             probes = Probes(harmful, load_tokenizer(base), EVALUATION)
             updates = UpdateShares(base, NeuronMap.of(load_config(base)))
-            callbacks = [MonitorCallback(probes, 2, self.monitored.append, updates)]
+            callbacks = [MonitorCallback(probes, 2, self.monitored.append, updates, drift_of(base))]
         fine_tune(
             base,
             output,
@@ -115,6 +125,14 @@ def test_updates_grow_and_their_shares_add_up(run: Run, base: Path) -> None:
     for row in run.monitored:
         assert row["updates"].keys() == {*NeuronMap.of(load_config(base)).sites, "rest"}
         assert sum(row["updates"].values()) == pytest.approx(1)
+
+
+def test_safety_neurons_drift_from_their_reference(run: Run, base: Path) -> None:
+    start = drift_of(base).measure(load_model(base, torch.float32))
+    assert start["drift_shift"] < 0.6  # the mean of 16 prompts is off by about 1 / 4
+    assert all(row["drift_shift"] > start["drift_shift"] for row in run.monitored)
+    assert run.monitored[-1]["drift_distance"] > start["drift_distance"]
+    assert run.monitored[-1]["drift_alarms"][1] == 16
 
 
 def test_checks_of_the_frozen_elements_are_reported(run: Run) -> None:
