@@ -42,8 +42,8 @@ class SuiteData:
             require_disjoint({f"data.{role}": rows, "suite.elsewhere": elsewhere})
         if found.drop_refusals:
             sets = _without_refusals(sets, config)
-        sampled: Any = {role: _sample(getattr(sets, role), getattr(suite.prompts, role)) for role in SAMPLED}
-        return cls(replace(sets, **sampled), _sample(elsewhere, suite.prompts.elsewhere))
+        sampled: Any = {role: sample(getattr(sets, role), getattr(suite.prompts, role)) for role in SAMPLED}
+        return cls(replace(sets, **sampled), sample(elsewhere, suite.prompts.elsewhere))
 
     def digests(self, *roles: str) -> dict[str, str]:
         """Role -> digest, with "elsewhere"."""
@@ -66,7 +66,8 @@ def _without_refusals(sets: Datasets, config: Config) -> Datasets:
     return replace(sets, **left)
 
 
-def _sample(examples: Sequence[Example], count: int | None) -> list[Example]:
+def sample(examples: Sequence[Example], count: int | None) -> list[Example]:
+    """`count` of the examples, always the same ones, in their order; all of them if there are no more."""
     if count is None or count >= len(examples):
         return list(examples)
     return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), count))]

@@ -11,10 +11,12 @@ from typing import Any
 from neurofreeze._version import __version__
 from neurofreeze.benchmark.figure import figure
 from neurofreeze.benchmark.gather import SetResult
+from neurofreeze.benchmark.plan import Plan
 from neurofreeze.benchmark.table import as_markdown, as_table, notes, rows_of_arms, rows_of_tests
 from neurofreeze.config.benchmark import SuiteConfig
 from neurofreeze.console import console, say
 from neurofreeze.files import write_atomically
+from neurofreeze.tracking.redaction import redact
 
 
 def show(results: Sequence[SetResult], suite: SuiteConfig) -> None:
@@ -27,15 +29,16 @@ def show(results: Sequence[SetResult], suite: SuiteConfig) -> None:
             say(note)
 
 
-def write(results: Sequence[SetResult], suite: SuiteConfig, command: str, folder: Path) -> list[Path]:
+def write(results: Sequence[SetResult], plan: Plan, command: str, folder: Path) -> list[Path]:
     """Write all files, each whole or not at all; returns their paths."""
+    command = redact(command)
     text = f"`{command}`\n"
-    files = {"results.json": (json.dumps(_content(results, suite, command), indent=1) + "\n").encode()}
+    files = {"results.json": (json.dumps(_content(results, plan, command), indent=1) + "\n").encode()}
     for found in results:
         text += (
             f"\n## {found.name}\n\n{as_markdown(*rows_of_arms(found))}\n{as_markdown(*rows_of_tests(found.compared))}"
         )
-        text += "".join(f"\n{note}\n" for note in notes(found, suite.reach))
+        text += "".join(f"\n{note}\n" for note in notes(found, plan.suite.reach))
         files[f"figure-{found.name}.png"] = figure(found)
     files["table.md"] = text.encode()
     for name, content in files.items():
@@ -43,10 +46,11 @@ def write(results: Sequence[SetResult], suite: SuiteConfig, command: str, folder
     return [folder / name for name in files]
 
 
-def _content(results: Sequence[SetResult], suite: SuiteConfig, command: str) -> dict[str, Any]:
+def _content(results: Sequence[SetResult], plan: Plan, command: str) -> dict[str, Any]:
     return {
         "version": __version__,
         "command": command,
-        "suite": asdict(suite),
+        "suite": redact(asdict(plan.suite)),
+        "settings": {name: redact(asdict(config)) for name, config in plan.bases.items()},
         "sets": [asdict(found) for found in results],
     }

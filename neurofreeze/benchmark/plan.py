@@ -124,3 +124,9 @@ def _require_benchmark(name: str, arm: SuiteArmConfig, config: Config, base: Con
                 f"arm {name}: {key} is {found!r}; a benchmark trains each cell in one process of this machine, by "
                 f"methods that keep refusals rather than teach them{f': expected {expected!r}' if expected else ''}"
             )
+    for key, value in vars(config.data).items():
+        if key not in _OWN_DATA and value != getattr(base.data, key):
+            raise ConfigError(
+                f"arm {name}: data.{key} is {value!r}, for other arms {getattr(base.data, key)!r}; arms are trained "
+                f"and measured on the same data, and may differ in {', '.join(f'data.{own}' for own in _OWN_DATA)}"
+            )

@@ -97,6 +97,7 @@ class _Worker:
 def _work(connection: Connection, log: Path, threads: int) -> None:
     """A worker's life: cells come in, errors go out, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the suite, which ends its workers
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as it does; this cleans up after imports
     _end_with_parent()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:

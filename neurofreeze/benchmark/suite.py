@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def run(plan: Plan, folder: Path, signals: StopSignals) -> Outcome:
     Raises:
         RunError: if another process works on the folder, or it holds cells with other settings.
     """
-    with _alone(folder):
+    with alone(folder):
         base = next(iter(plan.bases.values()))
         data = {
             (name, arm): SuiteData.read(config, plan.suite, plan.suite.sets[name], folder)
@@ -100,6 +101,7 @@ def _run_cells(cells: list[Cell], plan: Plan, folder: Path) -> dict[str, str]:
     failed: dict[str, str] = {}
     if not cells:
         return failed
+    _release()
     with stage("cells", len(cells)) as bar:
 
         def done(cell: Cell, error: str | None) -> None:
@@ -112,6 +114,15 @@ def _run_cells(cells: list[Cell], plan: Plan, folder: Path) -> dict[str, str]:
     return failed
 
 
+def _release() -> None:
+    """Give back what the start and the choices took, which cycles still hold: the workers need the memory."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _told(cell: Cell) -> str:
     found = cell.result()
     assert found is not None
@@ -120,7 +131,7 @@ def _told(cell: Cell) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep other processes from working on the same suite."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:

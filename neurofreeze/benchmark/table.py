@@ -11,15 +11,17 @@ from neurofreeze.benchmark.gather import AT_LOSS, REFUSED, ArmResult, Compared, 
 from neurofreeze.evaluation.statistics import Mean
 from neurofreeze.report.formatting import number, p_value, share_of_one
 
-_RATES = (REFUSED, AT_LOSS, "elsewhere", "over-refused")
+_RATES = (REFUSED, AT_LOSS, "elsewhere", "over-refused", "degenerate")
 _NUMBERS = ("loss", "general loss", "margin")
+_NARROW = 7  # columns with one-line cells that fit a terminal
 _HEADS = {
-    REFUSED: "refused, %",
+    REFUSED: "refused,\n%",
     AT_LOSS: "at equal\nloss, %",
-    "elsewhere": "elsewhere,\n%",
-    "over-refused": "benign\nrefused, %",
+    "elsewhere": "else-\nwhere, %",
+    "over-refused": "benign,\n%",
     "loss": "held-out\nloss",
     "general loss": "general\nloss",
+    "degenerate": "degen-\nerate, %",
 }
 
 Rows = list[list[str]]
@@ -28,12 +30,12 @@ Rows = list[list[str]]
 def rows_of_arms(found: SetResult) -> tuple[list[str], Rows]:
     """Heads, and a row for the start and each arm: means over seeds with 95 % t intervals' half widths."""
     shown = [measure for measure in (*_RATES, *_NUMBERS) if any(arm.values.get(measure) for arm in found.arms)]
-    heads = ["arm", "seeds", "frozen", *(_HEADS.get(measure, measure) for measure in shown), "degenerate,\n%"]
+    heads = ["arm", "seeds", "frozen", *(_HEADS.get(measure, measure) for measure in shown)]
     start = [_plain(found.start.get(measure), measure in _RATES) for measure in shown]
-    rows = [["start", "", "-", *start, _plain(found.start["degenerate"], True)]]
+    rows = [["start", "", "-", *start]]
     for arm in found.arms:
         cells = [_cell(arm, measure) for measure in shown]
-        rows.append([arm.name, str(arm.seeds), share_of_one(arm.frozen), *cells, _cell(arm, "degenerate")])
+        rows.append([arm.name, str(arm.seeds), share_of_one(arm.frozen), *cells])
     return heads, rows
 
 
@@ -43,7 +45,7 @@ def rows_of_tests(compared: Sequence[Compared]) -> tuple[list[str], Rows]:
     rows = []
     for found in compared:
         where = "at the end" if found.measure == REFUSED else "at equal loss"
-        told = [_spread(found.test.difference, 100, 1), p_value(found.test.permutation_p), p_value(found.holm)]
+        told = [_spread(found.test.difference, 100, 1), _p(found.test.permutation_p), _p(found.holm)]
         rows.append([found.arm, found.against, where, str(found.seeds), *told])
     return heads, rows
 
@@ -71,18 +73,19 @@ def notes(found: SetResult, reach: float | None) -> list[str]:
 
 
 def as_table(heads: Sequence[str], rows: Rows, names: int) -> Table:
-    """For the terminal; the first `names` columns are texts."""
+    """For the terminal; the first `names` columns are texts. A table of arms fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < names else "right", no_wrap=place == 0)
+        text = place < names
+        table.add_column(head, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" ±", "\n±") if len(heads) > _NARROW else cell for cell in row))
     return table
 
 
 def as_markdown(heads: Sequence[str], rows: Rows) -> str:
     """The same for a document."""
-    lines = [[head.replace("\n", " ") for head in heads], ["---"] * len(heads), *rows]
+    lines = [[head.replace("-\n", "").replace("\n", " ") for head in heads], ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -90,9 +93,14 @@ def _cell(arm: ArmResult, measure: str) -> str:
     mean = arm.mean(measure)
     if mean is None:
         return "-"
-    if measure in _RATES or measure == "degenerate":
+    if measure in _RATES:
         return _spread(mean, 100, 1)
     return _spread(mean, 1, 2 if measure == "margin" else 3)
+
+
+def _p(p: float) -> str:
+    """Without its "p =", which the head says."""
+    return p_value(p).removeprefix("p ").removeprefix("= ")
 
 
 def _spread(mean: Mean, times: float, digits: int) -> str:

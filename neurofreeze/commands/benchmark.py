@@ -44,7 +44,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, overrides: Sequence[str], 
         outcome = suite.run(plan, folder, signals)
     results = gather(outcome, config.suite)
     output.show(results, config.suite)
-    say(f"written: {', '.join(map(str, output.write(results, config.suite, command, folder)))}")
+    say(f"written: {', '.join(map(str, output.write(results, plan, command, folder)))}")
     if outcome.failed:
         told = "; ".join(f"{place}: {error}" for place, error in outcome.failed.items())
         raise RunError(
