@@ -150,8 +150,10 @@ def auc_interval(auc: float, harmful: int, benign: int) -> tuple[float, float]:
         spread = area * (1 - area) * (1 + size * ((1 - area) / (2 - area) + area / (1 + area))) / (harmful * benign)
         return float(abs(auc - area) - z * math.sqrt(spread))
 
-    low = 0.0 if auc == 0 else optimize.brentq(beyond, 0.0, auc) if beyond(0.0) > 0 else 0.0
-    high = 1.0 if auc == 1 else optimize.brentq(beyond, auc, 1.0) if beyond(1.0) > 0 else 1.0
+    # At an area of 0 or 1 the error is 0 too, which is no end of the interval.
+    near = 1e-9
+    low = 0.0 if auc == 0 else optimize.brentq(beyond, 0.0, auc - near)
+    high = 1.0 if auc == 1 else optimize.brentq(beyond, auc + near, 1.0)
     return float(low), float(high)
 
 

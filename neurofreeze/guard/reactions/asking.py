@@ -38,10 +38,16 @@ class Question:
         Raises:
             JudgeError: if the material would bring special tokens into it.
         """
-        clean = {what: self.sanitizer.clean(text) for what, text in material.items()}
-        found = self._ids(clean)
-        require_same_structure(self.tokenizer, found, self._ids(dict.fromkeys(material, "x")), "self-reflection")
+        found, plain = self._ids(self.text(**material)), self._ids(self.text(**dict.fromkeys(material, "x")))
+        require_same_structure(self.tokenizer, found, plain, "self-reflection")
         return found
+
+    def text(self, **material: str) -> str:
+        """What the model reads in the user's place."""
+        clean = {what: self.sanitizer.clean(text) for what, text in material.items()}
+        code = hashlib.sha256("\n".join(clean.values()).encode()).hexdigest()[:16]
+        frames = [_FRAME.format(what=what, code=code, text=text) for what, text in clean.items()]
+        return "\n\n".join([self.before, *frames, self.after])
 
     def ask(self, call: Call, tokens: int, **material: str) -> str | None:
         """The reply, of up to `tokens` tokens; None if the question cannot be asked safely or is too long."""
@@ -54,7 +60,5 @@ class Question:
             return None
         return call.text(call.say(ids, tokens))
 
-    def _ids(self, material: dict[str, str]) -> list[int]:
-        code = hashlib.sha256("\n".join(material.values()).encode()).hexdigest()[:16]
-        frames = [_FRAME.format(what=what, code=code, text=text) for what, text in material.items()]
-        return prompt_ids(self.tokenizer, Example.of("\n\n".join([self.before, *frames, self.after])))
+    def _ids(self, text: str) -> list[int]:
+        return prompt_ids(self.tokenizer, Example.of(text))
