@@ -17,6 +17,7 @@ INTERVENTIONS = {
     "checkpoint": "tuned",
     "mask": "mask",
     "adapter": "adapter",
+    "gate": "gate",
     "prune": "mask",
 }
 
@@ -71,6 +72,7 @@ class AuditConfig:
     tuned: Optional[str] = None  # the folder of a checkpoint
     mask: Optional[str] = None  # the folder of a neuron mask; its neurons are ablated
     adapter: Optional[str] = None  # the folder of a PEFT adapter
+    gate: Optional[str] = None  # the folder of a gate
     steering: SteeringConfig = field(default_factory=SteeringConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

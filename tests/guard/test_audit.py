@@ -13,8 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from neurofreeze.cli import main
+from neurofreeze.data import read
 from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING
+from neurofreeze.guard.gate import Gate
+from neurofreeze.guard.reactions import Refuse
 from neurofreeze.guard.steering.vector import SteeringVector, VectorConfig
+from neurofreeze.guard.triggers import ProbeTrigger
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
@@ -148,6 +152,25 @@ def test_pruning_ranks_the_mask_s_neurons_beside_random_ones(
     capsys.readouterr()
     assert audit(tiny_checkpoint, folder, "intervention=prune", *given) == 1
     assert "has no scores to rank its neurons by" in capsys.readouterr().err
+
+
+def test_a_gate_shows_in_refusals_alone(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = load_model(tiny_checkpoint).eval(), load_tokenizer(tiny_checkpoint)
+    sets = [read(f"bundled:{name}/calibration", responses=False, limit=6) for name in ("harmful", "lookalikes")]
+    gate = Gate(model, tokenizer, ProbeTrigger.fit(model, tokenizer, *sets, layer=1), Refuse("I cannot help you."))
+    gate.threshold = -1e9  # fires always
+    gate.save_pretrained(tmp_path / "gate")
+    given = ["intervention=gate", f"gate={tmp_path / 'gate'}", "evaluation.max_new_tokens=12", "overwrite=true"]
+    assert audit(tiny_checkpoint, folder, *given) == 0
+    (change,) = written(folder)["changes"]
+    assert (change["refusals"]["count"], change["over_refusals"]["count"]) == (4, 4)
+    assert change["margin_change"]["value"] == change["kl_harmful"][0]["value"] == change["loss_change"]["value"] == 0
+    capsys.readouterr()
+    seen = ["data.harmful=bundled:harmful/calibration", "data.probe_harmful=bundled:harmful/evaluation"]
+    assert audit(tiny_checkpoint, folder, *given, *seen) == 1
+    assert "fitted the trigger" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

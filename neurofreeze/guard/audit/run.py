@@ -103,6 +103,9 @@ class Audit:
             return states.tuned(resolve(str(c.tuned)).folder)
         if c.intervention == "adapter":
             return states.adapted(require_adapter(Path(str(c.adapter))), self.source.folder)
+        if c.intervention == "gate":
+            unseen = [*self.data.harmful, *self.data.lookalikes]
+            return states.gated(Path(str(c.gate)), self.source.folder, unseen)
         return (states.masked if c.intervention == "mask" else states.pruned)(c, self.source.folder)
 
     def _vector(self) -> SteeringVector:

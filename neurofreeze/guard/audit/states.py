@@ -5,7 +5,7 @@ A state is cheap to name: settings and files are read, but no model is loaded be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,8 +14,10 @@ from typing import Any
 
 from neurofreeze.checkpoints import stamps
 from neurofreeze.config.audit import AuditConfig
+from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError, MaskError
 from neurofreeze.evaluation.ablation import ablated
+from neurofreeze.guard.audit.gated import gate_digest, load_gated
 from neurofreeze.guard.audit.loading import load_adapted, load_tuned
 from neurofreeze.guard.steering.vector import SteeringVector
 from neurofreeze.mask import NeuronMask
@@ -128,6 +130,13 @@ def adapted(folder: Path, base: Path) -> list[State]:
     load = cache(partial(load_adapted, folder, base))
     settings = {"folder": str(folder), "files": stamps(folder)}
     return [State("adapter", "with the adapter", "adapted", settings, lambda _: nullcontext(load()))]
+
+
+def gated(folder: Path, base: Path, unseen: Sequence[Example]) -> list[State]:
+    """A gate around the original; `unseen`: the prompts that it is measured on."""
+    load = cache(partial(load_gated, folder, base, unseen=unseen))
+    settings = {"folder": str(folder), "gate": gate_digest(folder)}
+    return [State("gate", "with the gate", "gated", settings, lambda model: nullcontext(load(model=model)))]
 
 
 def _ablated(

@@ -94,5 +94,5 @@ def _named(audit: Audit) -> str:
             return f"steering, {c.steering.vector}"
         mixed = "" if c.steering.mix == "none" else f", BIND ({c.steering.mix})"
         return f"steering, {c.steering.recipe.upper()}{mixed}"
-    folder = {"checkpoint": c.tuned, "adapter": c.adapter}.get(c.intervention, c.mask)
+    folder = {"checkpoint": c.tuned, "adapter": c.adapter, "gate": c.gate}.get(c.intervention, c.mask)
     return f"{c.intervention}, {folder}"
