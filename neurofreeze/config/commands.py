@@ -10,7 +10,9 @@ from omegaconf import MISSING
 from neurofreeze.config.audit import AuditConfig
 from neurofreeze.config.benchmark import BenchmarkConfig
 from neurofreeze.config.checks import check
+from neurofreeze.config.gate import GateConfig
 from neurofreeze.config.monitor import MonitorCommandConfig
+from neurofreeze.config.serve import ChatConfig, ServeConfig
 
 
 @dataclass
@@ -74,9 +76,12 @@ SCHEMAS: dict[str, type[Any]] = {
     "audit": AuditConfig,
     "benchmark": BenchmarkConfig,
     "cancel": FolderConfig,
+    "chat": ChatConfig,
     "compare": CompareConfig,
+    "gate": GateConfig,
     "logs": LogsConfig,
     "monitor": MonitorCommandConfig,
+    "serve": ServeConfig,
     "status": FolderConfig,
     "sweep": SweepConfig,
     "verify": VerifyConfig,

@@ -1,0 +1,38 @@
+"""neurofreeze chat: a conversation with a guarded model in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from neurofreeze.commands.settings import compose
+from neurofreeze.config.serve import ChatConfig
+from neurofreeze.console import console, say, stage
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Talk until an empty line, /quit or the end of the input; /new begins another conversation."""
+    return compose("chat", overrides, _chat, "chat", needs_folder=False)
+
+
+def _chat(config: ChatConfig, _: Path, __: str) -> int:
+    from neurofreeze.serving.loading import guarded_by, load_guarded
+    from neurofreeze.serving.talk import Talk
+
+    with stage("loading"):
+        chain, monitor = load_guarded(config)
+        talk = Talk(config, chain, monitor, console)
+    say(f"guarded by {guarded_by(chain, monitor)}")
+    say("/new begins another conversation, /quit or an empty line ends")
+    while True:
+        try:
+            asked = console.input("> ").strip()
+        except EOFError:
+            break
+        if asked in ("", "/quit"):
+            break
+        if asked == "/new":
+            talk.restart()
+            continue
+        talk.ask(asked)
+    return 0

@@ -1,0 +1,1 @@
+"""A guarded model behind an OpenAI-compatible endpoint, and in the terminal."""

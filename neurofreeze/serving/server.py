@@ -1,0 +1,78 @@
+"""uvicorn around the application: logs without requests in them, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from neurofreeze.console import say
+from neurofreeze.errors import ConfigError
+from neurofreeze.serving.app import create_app
+from neurofreeze.serving.service import Service
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or ():
+            host, port = listening.getsockname()[:2]
+            say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Readers of events would never leave by themselves.
+        self._service.feed.close()
+        super().handle_exit(sig, frame)
+
+
+def serve(service: Service) -> None:
+    """Answer until SIGTERM or Ctrl-C; answers that are under way have `limits.grace` seconds.
+
+    Raises:
+        ConfigError: if the address cannot be listened on.
+    """
+    limits = service.limits
+    _log_to_stderr()
+    settings = uvicorn.Config(
+        create_app(service),
+        http="h11",
+        ws="none",
+        log_config=None,
+        access_log=False,  # it would have the query; `Access` has none
+        server_header=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=round(limits.grace),
+    )
+    # uvicorn raises the signal again once it has stopped, for whoever else waits for it. Nobody does.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with _listening(service.config.host, service.config.port) as listening:
+            _Server(settings, service).run([listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror or error}; give another") from error
+
+
+def _log_to_stderr() -> None:
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("uvicorn", logging.WARNING), ("neurofreeze.serving", logging.INFO)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [shown], False
+        logger.setLevel(level)

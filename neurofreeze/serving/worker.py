@@ -1,0 +1,64 @@
+"""The one thread that the model runs in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from neurofreeze.errors import JudgeError
+from neurofreeze.serving.engine import Engine
+from neurofreeze.serving.errors import ApiError, closing, failed, log_failure
+from neurofreeze.serving.jobs import Failed, Job
+from neurofreeze.serving.queue import BatchQueue
+
+
+class Worker:
+    """Takes batches from a queue and has them answered, until it is stopped.
+
+    Args:
+        engine: answers.
+        queue: of what waits.
+        on_batch: called with the size of each batch.
+    """
+
+    def __init__(self, engine: Engine, queue: BatchQueue, on_batch: Callable[[int], None] = lambda _: None) -> None:
+        self.engine, self.queue, self._on_batch = engine, queue, on_batch
+        self._thread = threading.Thread(target=self._run, name="neurofreeze-model", daemon=True)
+        self._running: Sequence[Job] = ()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still takes batches."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Fail what waits, drop what is being answered, and end within about one step of the model."""
+        for job in self.queue.close():
+            job.send(Failed(closing()))
+        for job in self._running:
+            job.cancelled = True
+        if self.alive:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while batch := self.queue.take():
+            self._running = batch
+            self._on_batch(len(batch))
+            try:
+                self.engine.answer(batch)
+            except JudgeError as error:
+                log_failure(error)
+                _fail(batch, ApiError(503, "a filter cannot be asked, so that no answer is given", "no_filter"))
+            except Exception as error:
+                log_failure(error)
+                _fail(batch, failed())
+            self._running = ()
+
+
+def _fail(jobs: Sequence[Job], error: ApiError) -> None:
+    for job in jobs:
+        job.send(Failed(error))
