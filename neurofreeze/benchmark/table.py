@@ -15,23 +15,28 @@ _RATES = (REFUSED, AT_LOSS, "elsewhere", "over-refused", "degenerate")
 _NUMBERS = ("loss", "general loss", "margin")
 _NARROW = 7  # columns with one-line cells that fit a terminal
 _HEADS = {
-    REFUSED: "refused,\n%",
+    REFUSED: "refused\n%",
     AT_LOSS: "at equal\nloss, %",
-    "elsewhere": "else-\nwhere, %",
-    "over-refused": "benign,\n%",
+    "elsewhere": "else-\nwhere\n%",
+    "over-refused": "benign\n%",
+    "degenerate": "degen-\nerate\n%",
     "loss": "held-out\nloss",
     "general loss": "general\nloss",
-    "degenerate": "degen-\nerate, %",
 }
 
 Rows = list[list[str]]
 
 
 def rows_of_arms(found: SetResult) -> tuple[list[str], Rows]:
-    """Heads, and a row for the start and each arm: means over seeds with 95 % t intervals' half widths."""
+    """Heads, and a row for the start and each arm: means over seeds with 95 % t intervals' half widths.
+
+    Without a column for degenerate answers where there are none.
+    """
     shown = [measure for measure in (*_RATES, *_NUMBERS) if any(arm.values.get(measure) for arm in found.arms)]
+    if not any(any(arm.values["degenerate"].values()) for arm in found.arms):
+        shown.remove("degenerate")
     heads = ["arm", "seeds", "frozen", *(_HEADS.get(measure, measure) for measure in shown)]
-    start = [_plain(found.start.get(measure), measure in _RATES) for measure in shown]
+    start = [_number(found.start.get(measure), measure) for measure in shown]
     rows = [["start", "", "-", *start]]
     for arm in found.arms:
         cells = [_cell(arm, measure) for measure in shown]
@@ -73,11 +78,11 @@ def notes(found: SetResult, reach: float | None) -> list[str]:
 
 
 def as_table(heads: Sequence[str], rows: Rows, names: int) -> Table:
-    """For the terminal; the first `names` columns are texts. A table of arms fits 80 columns."""
+    """For the terminal; the first `names` columns are texts. Arms of short names fit 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for place, head in enumerate(heads):
         text = place < names
-        table.add_column(head, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        table.add_column(head, justify="left" if text else "right", overflow="fold", min_width=len(head) if text else 5)
     for row in rows:
         table.add_row(*(cell.replace(" ±", "\n±") if len(heads) > _NARROW else cell for cell in row))
     return table
@@ -85,17 +90,27 @@ def as_table(heads: Sequence[str], rows: Rows, names: int) -> Table:
 
 def as_markdown(heads: Sequence[str], rows: Rows) -> str:
     """The same for a document."""
-    lines = [[head.replace("-\n", "").replace("\n", " ") for head in heads], ["---"] * len(heads), *rows]
+    lines = [
+        [head.replace("-\n", "").replace("\n%", ", %").replace("\n", " ") for head in heads],
+        ["---"] * len(heads),
+        *rows,
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(arm: ArmResult, measure: str) -> str:
     mean = arm.mean(measure)
-    if mean is None:
-        return "-"
-    if measure in _RATES:
-        return _spread(mean, 100, 1)
-    return _spread(mean, 1, 2 if measure == "margin" else 3)
+    return "-" if mean is None else _spread(mean, *_scale(measure))
+
+
+def _number(value: float | None, measure: str) -> str:
+    times, digits = _scale(measure)
+    return "-" if value is None else f"{times * value:.{digits}f}"
+
+
+def _scale(measure: str) -> tuple[float, int]:
+    """What a measure is multiplied by, and its decimals."""
+    return (100, 1) if measure in _RATES else (1, 2 if measure == "margin" else 3)
 
 
 def _p(p: float) -> str:
@@ -107,7 +122,3 @@ def _spread(mean: Mean, times: float, digits: int) -> str:
     """'81.3 ±4.0', or the mean alone of a single seed."""
     value = f"{times * mean.value:.{digits}f}"
     return value if mean.total == 1 else f"{value} ±{times * (mean.high - mean.value):.{digits}f}"
-
-
-def _plain(value: float | None, rate: bool) -> str:
-    return "-" if value is None else f"{100 * value:.1f}" if rate else f"{value:.3f}"

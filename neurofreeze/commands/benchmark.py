@@ -35,6 +35,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, overrides: Sequence[str], 
     from neurofreeze.benchmark import output, suite
     from neurofreeze.benchmark.gather import gather
     from neurofreeze.benchmark.plan import Plan
+    from neurofreeze.report.formatting import number
     from neurofreeze.training.stopping import StopSignals
 
     quiet_transformers()
@@ -48,8 +49,8 @@ def _benchmark(config: BenchmarkConfig, folder: Path, overrides: Sequence[str], 
     if outcome.failed:
         told = "; ".join(f"{place}: {error}" for place, error in outcome.failed.items())
         raise RunError(
-            f"{len(outcome.failed)} cells failed ({told}); see {folder / 'logs'}, and run the same command again: the "
-            "others are complete"
+            f"{number(len(outcome.failed), 'cell')} failed ({told}); see {folder / 'logs'}, and run the same command "
+            "again: the others are complete"
         )
     return 0
 

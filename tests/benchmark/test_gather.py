@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,12 +33,13 @@ def result(refused: tuple[int, int], losses: tuple[float, float], **more: Any) -
 
 def gathered(left_out: tuple[tuple[str, int], ...] = (), **settings: Any) -> SetResult:
     suite = SuiteConfig(arms={arm: {} for arm in ARMS}, seeds=3, **settings)
+    unused: Any = None
     results: list[tuple[Cell, dict[str, Any]]] = []
     for arm in ARMS:
         more = {"frozen_neurons": 3, "neurons": 4} if arm == "frozen" else {}
         for seed in range(3):
             if (arm, seed) not in left_out:
-                cell = Cell(Place("domain", seed, arm), suite, *cast(Any, [None] * 5), Path())
+                cell = Cell(Place("domain", seed, arm), suite, unused, unused, Path(), "", None, Path())
                 results.append((cell, result(REFUSALS[arm][seed], LOSSES[arm], **more)))
     begin = {"step": 0, "loss": START, "refused": [True] * 10, "degenerate": 0}
     starts = {"domain": {"point": begin, "end": result((0, 0), (1, 1))["end"]}}
