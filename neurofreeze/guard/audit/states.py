@@ -109,11 +109,12 @@ def pruned(config: AuditConfig, folder: Path) -> list[State]:
             raise ConfigError(f"prune.shares has {share:g}, less than one neuron of {scores.neuron_map.total}")
         percent = f"{100 * share:g} %"
         draws = [NeuronMask.random_like(top, config.seed + draw) for draw in range(config.prune.draws)]
+        names = [""] if len(draws) == 1 else [f", draw {number}" for number in range(len(draws))]
         control = f"random-{share:g}-0"
         found.append(_ablated(f"top-{share:g}", f"top {percent}", "highest scores", top, share, control))
         found += [
-            _ablated(f"random-{share:g}-{number}", f"random {percent}", f"random {number}", draw, share)
-            for number, draw in enumerate(draws)
+            _ablated(f"random-{share:g}-{number}", f"random {percent}{told}", f"random{told}", draw, share)
+            for number, (draw, told) in enumerate(zip(draws, names, strict=True))
         ]
     return found
 

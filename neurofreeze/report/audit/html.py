@@ -11,8 +11,8 @@ from neurofreeze.report.html import Picture
 from neurofreeze.report.templates import render
 
 
-def page(content: AuditContent, head: Sequence[str], rows: Sequence[Sequence[str]], notes: str) -> str:
-    """The page as text."""
+def page(content: AuditContent, head: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]], notes: str) -> str:
+    """The page as text; each cell is a number and its interval, or nothing."""
     return render(
         "audit.html",
         content=content,

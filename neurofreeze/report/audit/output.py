@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.files import write_atomically
@@ -26,26 +28,33 @@ NOTES = (
 )
 
 
-def rows(content: AuditContent) -> list[list[str]]:
-    """One row a state, cells as text."""
+class Cell(NamedTuple):
+    """A number, and its interval if it has one."""
+
+    text: str
+    interval: str = ""
+
+
+def rows(content: AuditContent) -> list[list[Cell]]:
+    """One row a state, the original first."""
     start = content.start
     first = [
-        "original", _rate(start.refusals), "", _rate(start.over_refusals), _mean(start.margin), "", "100 %", "", "",
-        f"{start.loss.value:.3f}", fraction(start.degenerate),
+        Cell("original"), _rate(start.refusals), Cell("-"), _rate(start.over_refusals), _mean(start.margin), Cell("-"),
+        Cell("100 %"), Cell("-"), Cell("-"), _mean(start.loss, 3), Cell(fraction(start.degenerate)),
     ]  # fmt: skip
     return [first] + [
         [
-            change.label,
+            Cell(change.label),
             _rate(change.refusals),
-            p_value(change.p_value),
+            Cell(p_value(change.p_value).removeprefix("p ").removeprefix("= ")),
             _rate(change.over_refusals),
             _mean(change.margin),
             _mean(change.margin_change),
-            f"{100 * change.separation:.0f} %",
-            early(change.kl_harmful),
-            early(change.kl_harmless),
-            f"{change.loss.value:.3f}",
-            fraction(change.degenerate),
+            Cell(f"{100 * change.separation:.0f} %"),
+            Cell(early(change.kl_harmful)),
+            Cell(early(change.kl_harmless)),
+            _mean(change.loss, 3),
+            Cell(fraction(change.degenerate)),
         ]
         for change in content.changes
     ]
@@ -61,7 +70,7 @@ def markdown(content: AuditContent) -> str:
     """The verdict and the table."""
     lines = [f"# {content.title}", "", f"`{content.command}`", "", *(f"- {text}" for text in content.verdict), ""]
     head = [name or "state" for name in _HEAD]
-    lines += [_line(head), _line(["---"] * len(head)), *(_line(row) for row in rows(content)), ""]
+    lines += [_line(head), _line(["---"] * len(head)), *(_line(map(_plain, row)) for row in rows(content)), ""]
     return "\n".join([*lines, NOTES, f"Refusals by {content.phrase_list}.", ""])
 
 
@@ -77,13 +86,17 @@ def write(content: AuditContent, folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _line(cells: list[str]) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _rate(rate: Rate) -> str:
-    return f"{fraction(rate)} ({rate_interval(rate)})"
+def _plain(cell: Cell) -> str:
+    return f"{cell.text} ({cell.interval})" if cell.interval else cell.text
 
 
-def _mean(mean: Mean) -> str:
-    return f"{mean.value:.2f} ({mean_interval(mean)})"
+def _rate(rate: Rate) -> Cell:
+    return Cell(fraction(rate), rate_interval(rate))
+
+
+def _mean(mean: Mean, digits: int = 2) -> Cell:
+    return Cell(f"{mean.value:.{digits}f}", mean_interval(mean, digits))

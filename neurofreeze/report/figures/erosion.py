@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
 from neurofreeze.evaluation.statistics import Mean
 from neurofreeze.guard.audit.changes import Change
 from neurofreeze.report.figures.canvas import describe, new_axes, to_png
@@ -46,6 +48,10 @@ def margin_erosion(start: Mean, changes: Sequence[Change], axis: str) -> bytes:
         axes.set_xlim(-1, len(names))
     elif percent != 1:
         axes.set_xscale("log")
+        ticks = sorted({percent * change.x for change in changes if change.x is not None})
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.legend(fontsize=9, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     title = "Refusal margin (labels: harmful requests refused)"

@@ -28,7 +28,7 @@ def reading(refused: int = 18, margin: float = 6.0, *, garbage: int = 0, loss: f
         probe_harmful=[2.0, 4.0],
         probe_harmless=[-2.0, -4.0],
         kl_harmful=[[2 * kl, kl], [4 * kl]],
-        kl_harmless=[[0.0, 0.0]],
+        kl_harmless=[[0.0, 0.0], [kl, 0.0]],
     )
 
 
