@@ -19,7 +19,7 @@ _HEAD = (
     "", "harmful refused", "p", "look-alikes refused", "refusal margin", "change", "probe", "KL harmful", "KL harmless",
     "loss", "degenerate",
 )  # fmt: skip
-NOTES = (
+_NOTES = (
     "p: exact McNemar test of refusals against the original, corrected for the number of states (Holm). Margin and its "
     "paired change in nats. Probe: how far harmful and look-alike prompts are apart on the original's linear probe, as "
     "a share of the original's distance. KL(original || changed) in nats, mean over the first "
@@ -71,13 +71,21 @@ def markdown(content: AuditContent) -> str:
     lines = [f"# {content.title}", "", f"`{content.command}`", "", *(f"- {text}" for text in content.verdict), ""]
     head = [name or "state" for name in _HEAD]
     lines += [_line(head), _line(["---"] * len(head)), *(_line(map(_plain, row)) for row in rows(content)), ""]
-    return "\n".join([*lines, NOTES, f"Refusals by {content.phrase_list}.", ""])
+    return "\n".join([*lines, notes(content), ""])
+
+
+def notes(content: AuditContent) -> str:
+    """What the table's numbers are."""
+    accuracy = (
+        f"The probe is right on {100 * content.start.probe_accuracy:.0f} % of the prompts, which it has not seen."
+    )
+    return f"{_NOTES} {accuracy} Refusals by {content.phrase_list}."
 
 
 def write(content: AuditContent, folder: Path) -> list[Path]:
     """Write all files, each whole or not at all; returns their paths."""
     files = {
-        "audit.html": page(content, _HEAD, rows(content), NOTES),
+        "audit.html": page(content, _HEAD, rows(content), notes(content)),
         "audit.md": markdown(content),
         "audit.json": json.dumps(asdict(content), indent=1) + "\n",
     }

@@ -21,6 +21,8 @@ def test_every_state_is_in_every_file(tmp_path: Path) -> None:
         assert f"| {change.label} | {change.refusals.count}/20 (" in markdown
     assert [change["refusals"]["count"] for change in json.loads(data)["changes"]] == [9, 18, 0, 17]
     assert "erodes safety" in html
+    assert "The probe is right on 100 % of the prompts" in html
+    assert "Refusals by strict-opening v1." in markdown
     assert "Safety sits in few neurons: without 461 neurons" in html
 
 
