@@ -106,15 +106,19 @@ def _reference(
 @contextmanager
 def _tracked(config: MonitorCommandConfig, monitor: Monitor) -> Iterator[None]:
     """The settings' tracker, if they name one, takes each verdict."""
+    from neurofreeze.guard.monitor.monitor import ALARMS
     from neurofreeze.tracking.making import make
 
     tracker = make(config, Path(config.output).parent, "monitor")
     if tracker is None:
         yield
         return
-    monitor.sinks.append(
-        lambda verdict: tracker.log({"stage": "monitor", "global_step": verdict.number, **verdict.row})
-    )
+
+    def log(verdict: Verdict) -> None:
+        raised = {alarm: int(alarm in verdict.alarms) for alarm in ALARMS}  # series, which a list would not be
+        tracker.log({"stage": "monitor", "global_step": verdict.number, **verdict.row, "alarms": raised})
+
+    monitor.sinks.append(log)
     code = 1
     try:
         yield

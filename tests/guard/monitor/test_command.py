@@ -13,6 +13,7 @@ from neurofreeze.data import read
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
+from tests.tracking.test_tensorboard import scalars
 
 DETECTION = ["detection.false_alarm_rate=0.05", "detection.run_length=100", "detection.window=20"]
 
@@ -38,7 +39,7 @@ def made(folder: Path, tiny_checkpoint: Path) -> list[str]:
     """The arguments of the command, after it has made the reference once."""
     arguments = [f"model={tiny_checkpoint}", f"reference={folder / 'reference'}", f"prompts={folder / 'stream.jsonl'}"]
     making = [f"calibrate={folder / 'calibrate.jsonl'}", f"mask={folder / 'mask'}", f"output={folder / 'rows.jsonl'}"]
-    assert main(["monitor", *arguments, *making, *DETECTION]) == 0
+    assert main(["monitor", *arguments, *making, *DETECTION, "tracker=tensorboard"]) == 0
     return arguments
 
 
@@ -49,6 +50,14 @@ def test_the_change_raises_alarms(made: list[str], folder: Path) -> None:
     assert sum("mahalanobis" in row["alarms"] for row in rows[:20]) <= 6
     text = (folder / "rows.jsonl").read_text() + (folder / "reference" / "reference.json").read_text()
     assert "zxq" not in text
+
+
+def test_the_tracker_has_the_rows(made: list[str], folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    found = scalars(folder)
+    assert found["monitor/psi"] == [(row["prompt"], pytest.approx(row["psi"])) for row in rows]
+    alarms = [(row["prompt"], float("mahalanobis" in row["alarms"])) for row in rows]
+    assert found["monitor/alarms/mahalanobis"] == alarms
 
 
 def test_the_reference_is_used_again(made: list[str], folder: Path, capsys: Any) -> None:
