@@ -79,7 +79,7 @@ class ServeConfig(ServedConfig):
             check(is_loopback(self.host), "host", self.host, expected)
         else:
             # Never the value: it would be the token itself, if the two were confused.
-            named = self.token_env.isidentifier() and len(os.environ.get(self.token_env, "")) >= SHORTEST
+            named = self.token_env.isidentifier() and len(os.environ.get(self.token_env, "").strip()) >= SHORTEST
             expected = f"the name of an environment variable that holds at least {SHORTEST} characters"
             check(named, "token_env", "no such name", expected)
 

@@ -21,7 +21,7 @@ class Auth:
 
     def __init__(self, token_env: str | None) -> None:
         # The digest only: the token is then in no attribute that a traceback could show.
-        self._digest = None if token_env is None else _digest(os.environ[token_env].encode())
+        self._digest = None if token_env is None else _digest(os.environ[token_env].strip().encode())
 
     async def __call__(self, request: Request) -> None:
         """Let the request pass.
@@ -31,12 +31,12 @@ class Auth:
                 machine, as a web page does that has its own name point here.
         """
         if self._digest is None:
-            if not is_loopback(request.url.hostname or ""):
+            if not is_loopback(_host(request)):
                 raise ApiError(403, "without a token, requests must be to 127.0.0.1, ::1 or localhost", "wrong_host")
             return
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         # Digests have one length, and comparing them takes the same time wherever they differ.
-        found = hmac.compare_digest(_digest(token.strip().encode()), self._digest)
+        found = hmac.compare_digest(_digest(token.strip().encode("latin-1")), self._digest)
         if kind.lower() != "bearer" or not found:
             raise ApiError(
                 401,
@@ -44,6 +44,13 @@ class Auth:
                 "invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+
+
+def _host(request: Request) -> str:
+    try:
+        return request.url.hostname or ""
+    except ValueError:  # a header that is no host
+        return ""
 
 
 def _digest(token: bytes) -> bytes:

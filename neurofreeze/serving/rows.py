@@ -25,22 +25,23 @@ class Row:
     Attributes:
         generated: the answer as the model writes it; what is given may lag behind it, or be another.
         given: the answer as the caller gets it.
+        dropped: nobody waits for it any more; tokens that follow are padding.
         over: whether the caller has been told all.
     """
 
     def __init__(self, job: Job, make: Callable[[], Answer]) -> None:
         self.job = job
         self.generated, self.given = make(), make()
-        self.over = False
+        self.dropped = self.over = False
         self.events: list[Event] = []
         self.monitor: dict[str, Any] | None = None
 
     def put(self, token: int) -> None:
         """A token that nothing can take back any more."""
-        if self.given.ending is not None:
+        if self.dropped or self.given.ending is not None:
             # Only now: a guard tells of a row in the step after the row's last.
             self.finish()
-        elif not self.job.cancelled and (text := self.given.add(token)):
+        elif text := self.given.add(token):
             self.job.send(Piece(text))
 
     def finish(self) -> None:
@@ -80,5 +81,6 @@ class Rows(BaseStreamer, StoppingCriteria):
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if row.generated.ending is None:
                 row.generated.add(token)
-        stopped = [row.generated.ending is not None or row.job.cancelled or row.job.late for row in self.rows]
+                row.dropped = row.dropped or row.job.cancelled or row.job.late
+        stopped = [row.dropped or row.generated.ending is not None for row in self.rows]
         return torch.tensor(stopped, device=input_ids.device)

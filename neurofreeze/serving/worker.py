@@ -31,6 +31,11 @@ class Worker:
         """Whether it still takes batches."""
         return self._thread.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is being answered."""
+        return bool(self._running)
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()
