@@ -11,7 +11,7 @@ import numpy as np
 from neurofreeze.config.gate import GateConfig
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError
-from neurofreeze.guard.gate import Gate
+from neurofreeze.guard.gate import STEPS, Gate
 from neurofreeze.guard.reactions import REACTIONS
 from neurofreeze.guard.triggers import LifTrigger, NeuronTrigger, ProbeTrigger, Trigger
 
@@ -62,19 +62,21 @@ def parted(examples: Sequence[Example], share: float, seed: int) -> tuple[list[E
 
 
 def _trigger(config: GateConfig, model: Any, tokenizer: Any, prompts: Sequence[Sequence[Example]]) -> Trigger:
-    options, size = config.trigger.options, config.batch_size
+    options = config.trigger.options
     if config.trigger.name == "lif":
         return LifTrigger(**_known(options, ["tau", "keep"], "trigger"))
+    shared: dict[str, Any] = {"steps": config.steps or STEPS, "batch_size": config.batch_size}
+    harmful, benign = prompts
     if config.trigger.name == "probe":
-        known = _known(options, ["layer", "kind"], "trigger")
-        return ProbeTrigger.fit(model, tokenizer, *prompts, batch_size=size, **known)
+        shared |= _known(options, ["layer", "kind"], "trigger")
+        return ProbeTrigger.fit(model, tokenizer, harmful, benign, **shared)
+    shared |= _known(options, ["count", "pool"], "trigger")
     among = None
     if config.trigger.mask is not None:
         from neurofreeze.mask import NeuronMask
 
         among = NeuronMask.from_pretrained(config.trigger.mask, model=model)
-    known = _known(options, ["count", "pool"], "trigger")
-    return NeuronTrigger.fit(model, tokenizer, *prompts, among=among, batch_size=size, **known)
+    return NeuronTrigger.fit(model, tokenizer, harmful, benign, among=among, **shared)
 
 
 def _known(options: Mapping[str, Any], names: Sequence[str], what: str) -> dict[str, Any]:

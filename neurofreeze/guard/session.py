@@ -62,7 +62,9 @@ class Session(LogitsProcessor):
             for run in self.runs:
                 run.watch = self._stack.enter_context(run.gate.trigger.watch(model, self.batch, run.live))
             if any(run.gate.needs_expert for run in self.runs):
-                self._stack.callback(model.register_forward_hook(self._see).remove)
+                # A PEFT model's generate runs the model inside.
+                inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+                self._stack.callback(inner.register_forward_hook(self._see).remove)
             yield
         for run in self.runs:
             run.end()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, StoppingCriteria
 
 import neurofreeze as nf
@@ -204,6 +206,22 @@ def test_streaming_begins_once_the_gate_has_let_the_answer_through(gated: Any, t
     gate.generate(**batch(tiny_tokenizer, PROMPTS[:1]), streamer=tape)
     handle.remove()
     assert sizes == [1, 1, 1, *range(4, 13)], "the prompt; then 3 tokens at once, and each as it comes"
+
+
+def test_an_adapted_model_is_guarded_as_it_runs(
+    gated: Any, tiny_tokenizer: Any, expert: Any, harmful: list[Example], benign: list[Example]
+) -> None:
+    adapted = get_peft_model(copy.deepcopy(gated), LoraConfig(init_lora_weights=False, target_modules=["q_proj"]))
+    probe = ProbeTrigger.fit(adapted, tiny_tokenizer, harmful[:3], benign[:3], layer=1, steps=1)
+    gates = [
+        nf.Gate(adapted, tiny_tokenizer, probe, Flag()),
+        nf.Gate(adapted, tiny_tokenizer, LifTrigger(), Flag(), expert=expert),
+    ]
+    inputs = batch(tiny_tokenizer)
+    for gate in gates:
+        gate.threshold = 1e9
+        assert torch.equal(gate.generate(**inputs), adapted.generate(**inputs))
+        assert len(gate.events) == 3
 
 
 def test_an_error_leaves_no_hook_behind(gated: Any, tiny_tokenizer: Any, gates: list[Any]) -> None:

@@ -14,7 +14,7 @@ from neurofreeze.data.examples import Example
 from neurofreeze.errors import GuardError
 from neurofreeze.guard.triggers.base import Step
 from neurofreeze.guard.triggers.fields import keys, require_settings, require_shapes
-from neurofreeze.guard.triggers.newest import Place, at_prompts, newest
+from neurofreeze.guard.triggers.newest import Place, newest, while_answering
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies.scores import NeuronScores
@@ -32,7 +32,7 @@ class NeuronTrigger:
 
     Attributes:
         channels: module -> int64 [neurons, width], which of the module's input channels each neuron has.
-        mean, deviation: float32 [neurons], over benign prompts, module after module.
+        mean, deviation: float32 [neurons], over tokens of benign prompts, module after module.
         sign: float32 [neurons], 1 where harmful prompts raise the activation, -1 where they lower it.
         pool: over neurons.
         prompts: keys of the prompts that these are from.
@@ -66,9 +66,10 @@ class NeuronTrigger:
         among: NeuronMask | NeuronScores | None = None,
         count: int = 8,
         pool: Pool = "mean",
+        steps: int = 8,
         batch_size: int = 8,
     ) -> NeuronTrigger:
-        """Choose neurons and learn their usual level from one forward pass over each prompt.
+        """Choose neurons and learn their usual level from each prompt's last token and the beginning of its answer.
 
         Args:
             model: the model to guard.
@@ -76,9 +77,10 @@ class NeuronTrigger:
             harmful: prompts, not those that the gate is calibrated on.
             benign: the same.
             among: scores, of which the highest `count` are taken; or a mask, of whose neurons those `count` are that
-                best tell the prompts apart, by abs(Cohen's d) at their last token; None for all MLP neurons.
+                best tell the prompts apart, by abs(Cohen's d) over tokens; None for all MLP neurons.
             count: how many neurons.
             pool: over neurons.
+            steps: how many tokens of each greedy answer, as the gate is to judge; the prompt's last is the first.
             batch_size: prompts at a time.
 
         Raises:
@@ -97,10 +99,11 @@ class NeuronTrigger:
             name: torch.from_numpy(neuron_map.sites[name].writes.index[index]) for name, index in candidates.items()
         }
         found = [
-            at_prompts(model, tokenizer, examples, [*places.values()], batch_size) for examples in (harmful, benign)
+            while_answering(model, tokenizer, examples, [*places.values()], steps, batch_size)
+            for examples in (harmful, benign)
         ]
         bad, good = (
-            torch.cat([_levels(seen[places[name]], index) for name, index in channels.items()], 1).double()
+            torch.cat([_levels(seen[places[name]].values, index) for name, index in channels.items()], 1).double()
             for seen in found
         )
         spread = (((bad.var(0, correction=0) + good.var(0, correction=0)) / 2).sqrt()).clamp(min=_TINY)
@@ -197,7 +200,7 @@ def _candidates(
 
 
 def _levels(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Activations [prompts, neurons] from those of all channels [prompts, channels]."""
+    """Activations [tokens, neurons] from those of all channels [tokens, channels]."""
     return _norms(values[:, index.flatten()], index.shape[1])
 
 

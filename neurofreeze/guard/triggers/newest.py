@@ -64,11 +64,30 @@ def newest(
         yield found
 
 
+class States(NamedTuple):
+    """Activations at a place while greedy answers to prompts are begun.
+
+    Attributes:
+        values: float32 [tokens, channels], on the CPU.
+        prompts: int64 [tokens], which prompt each is of.
+    """
+
+    values: torch.Tensor
+    prompts: torch.Tensor
+
+
 @torch.no_grad()
-def at_prompts(
-    model: Any, tokenizer: Any, examples: Sequence[Example], places: Sequence[Place], batch_size: int = 8
-) -> dict[Place, torch.Tensor]:
-    """Float32 [prompts, channels] on the CPU: what flows past each place at each prompt's last token.
+def while_answering(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    places: Sequence[Place],
+    steps: int,
+    batch_size: int = 8,
+) -> dict[Place, States]:
+    """What flows past each place at each prompt's last token and the first steps - 1 tokens of its answer.
+
+    These are the tokens that a gate judges. The answers are thrown away.
 
     Raises:
         DataError: if there are no prompts.
@@ -76,17 +95,48 @@ def at_prompts(
     if not examples:
         raise DataError("there are no prompts to fit a trigger on; expected harmful and benign ones")
     prompts = [prompt_ids(tokenizer, example) for example in examples]
-    parts: dict[Place, list[torch.Tensor]] = {place: [] for place in places}
+    keeping = _Keeping(places, torch.tensor(_ends(model, tokenizer), dtype=torch.int64))
     with evaluating(model):
         for begin in range(0, len(prompts), batch_size):
             rows = prompts[begin : begin + batch_size]
             batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
             with newest(model, dict.fromkeys(places), len(rows)) as found:
-                # One step of generate, so that positions and padding are what they are when a gate looks on.
-                model.generate(**batch, max_new_tokens=1, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-            for place in places:
-                parts[place].append(found[place].float().cpu())
-    return {place: torch.cat(found) for place, found in parts.items()}
+                keeping.next(found, begin, batch["input_ids"].shape[1])
+                model.generate(
+                    **batch,
+                    max_new_tokens=steps,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                    logits_processor=[keeping],
+                )
+    owners = torch.cat(keeping.owners)
+    return {place: States(torch.cat(values), owners) for place, values in keeping.values.items()}
+
+
+class _Keeping:
+    """A logits processor that keeps what is found at each step, of rows that have not ended."""
+
+    def __init__(self, places: Sequence[Place], ends: torch.Tensor) -> None:
+        self.ends = ends
+        self.values: dict[Place, list[torch.Tensor]] = {place: [] for place in places}
+        self.owners: list[torch.Tensor] = []
+
+    def next(self, found: dict[Place, torch.Tensor], first: int, length: int) -> None:
+        """The next batch: where its activations will be, the number of its first prompt, the length of its prompts."""
+        self.found, self.first, self.length = found, first, length
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        going = (~torch.isin(ids[:, self.length :].cpu(), self.ends).any(1)).nonzero()[:, 0]
+        self.owners.append(going + self.first)
+        for place, values in self.values.items():
+            values.append(self.found[place].float().cpu()[going])
+        return scores
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    found = model.generation_config.eos_token_id
+    found = tokenizer.eos_token_id if found is None else found
+    return [] if found is None else found if isinstance(found, list) else [found]
 
 
 def decoder_layers(model: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from neurofreeze.data.examples import Example
 from neurofreeze.errors import GuardError
 from neurofreeze.guard.triggers.base import Step
 from neurofreeze.guard.triggers.fields import keys, require_settings, require_shapes
-from neurofreeze.guard.triggers.newest import Place, at_prompts, decoder_layers, newest
+from neurofreeze.guard.triggers.newest import Place, States, decoder_layers, newest, while_answering
 
 Kind = Literal["logistic", "mean-difference"]
 _FOLDS = 5
@@ -57,18 +57,20 @@ class ProbeTrigger:
         *,
         layer: int | None = None,
         kind: Kind = "logistic",
+        steps: int = 8,
         batch_size: int = 8,
     ) -> ProbeTrigger:
-        """Fit the probe on the hidden states at each prompt's last token, from one forward pass.
+        """Fit the probe on the hidden states of each prompt's last token and the beginning of its answer.
 
         Args:
             model: the model to guard.
             tokenizer: its own, with a chat template.
             harmful: prompts, not those that the gate is calibrated on.
             benign: the same.
-            layer: which decoder layer, from 0; None for the one with the largest area under the ROC curve in 5-fold
-                cross-validation on these prompts, the first where several are equal.
+            layer: which decoder layer, from 0; None for the one whose largest values tell prompts apart best, by the
+                area under the ROC curve in 5-fold cross-validation over prompts; the first where several are equal.
             kind: of probe.
+            steps: how many tokens of each greedy answer, as the gate is to judge; the prompt's last is the first.
             batch_size: prompts at a time.
 
         Raises:
@@ -85,11 +87,10 @@ class ProbeTrigger:
                 "each to choose a layer by cross-validation, or give layer="
             )
         places = [Place(name, "output") for name in (layers if layer is None else [layers[layer]])]
-        bad, good = (at_prompts(model, tokenizer, found, places, batch_size) for found in (harmful, benign))
-        states = {place: np.concatenate([bad[place], good[place]]).astype(np.float64) for place in places}
-        harm = np.repeat([1, 0], [len(harmful), len(benign)])
-        best = max(places, key=lambda place: _auc(states[place], harm, kind)) if layer is None else places[0]
-        weight, bias = _direction(states[best], harm, kind)
+        bad, good = (while_answering(model, tokenizer, found, places, steps, batch_size) for found in (harmful, benign))
+        samples = {place: _Samples.of(bad[place], good[place]) for place in places}
+        best = max(places, key=lambda place: _auc(samples[place], kind)) if layer is None else places[0]
+        weight, bias = _direction(samples[best], kind)
         as_tensor = torch.from_numpy(weight).float(), torch.tensor([bias], dtype=torch.float32)
         return cls(best.module, *as_tensor, kind, keys(harmful, benign))
 
@@ -142,8 +143,26 @@ def _require_kind(kind: str) -> None:
         raise GuardError(f"kind is {kind!r}; expected 'logistic' or 'mean-difference'")
 
 
-def _direction(states: Any, harm: Any, kind: Kind) -> tuple[Any, float]:
-    """Weight float64 [hidden size] and bias of a probe of harm, 0 or 1 [prompts], in states [prompts, hidden size]."""
+class _Samples(NamedTuple):
+    """Hidden states float64 [tokens, hidden size], whether each is of a harmful prompt, and of which prompt."""
+
+    states: Any
+    harm: Any
+    prompts: Any
+
+    @classmethod
+    def of(cls, bad: States, good: States) -> _Samples:
+        owners = [bad.prompts.numpy(), good.prompts.numpy() + int(bad.prompts.max()) + 1]
+        states = np.concatenate([bad.values, good.values]).astype(np.float64)
+        return cls(states, np.repeat([1, 0], [len(bad.values), len(good.values)]), np.concatenate(owners))
+
+    def part(self, index: Any) -> _Samples:
+        return _Samples(*(array[index] for array in self))
+
+
+def _direction(samples: _Samples, kind: Kind) -> tuple[Any, float]:
+    """Weight float64 [hidden size] and bias."""
+    states, harm, _ = samples
     if kind == "mean-difference":
         bad, good = states[harm == 1].mean(0), states[harm == 0].mean(0)
         weight = (bad - good) / max(float(np.linalg.norm(bad - good)), 1e-12)
@@ -158,12 +177,19 @@ def _direction(states: Any, harm: Any, kind: Kind) -> tuple[Any, float]:
     return weight, float(fitted.intercept_[0] - weight @ scaler.mean_)
 
 
-def _auc(states: Any, harm: Any, kind: Kind) -> float:
+def _auc(samples: _Samples, kind: Kind) -> float:
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
     areas = []
-    for train, test in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(states, harm):
-        weight, bias = _direction(states[train], harm[train], kind)
-        areas.append(roc_auc_score(harm[test], states[test] @ weight + bias))
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
+    for train, test in folds.split(samples.states, samples.harm, samples.prompts):
+        weight, bias = _direction(samples.part(train), kind)
+        held = samples.part(test)
+        values, harm = held.states @ weight + bias, {}
+        largest: dict[int, float] = {}
+        for prompt, value, label in zip(held.prompts.tolist(), values.tolist(), held.harm.tolist(), strict=True):
+            largest[prompt] = max(value, largest.get(prompt, value))
+            harm[prompt] = label
+        areas.append(roc_auc_score([*harm.values()], [*largest.values()]))
     return float(np.mean(areas))

@@ -80,6 +80,16 @@ class _Noted:
         self.watch.fired(rows)
 
 
+def begun(model: Any, tokenizer: Any, examples: list[Example], steps: int) -> list[list[int]]:
+    """The token ids before each of the first steps of every prompt's greedy answer."""
+    found = []
+    for example in examples:
+        ids = prompt_ids(tokenizer, example)
+        whole = model.generate(torch.tensor([ids]), max_new_tokens=steps, do_sample=False, pad_token_id=0)[0].tolist()
+        found += [whole[: len(ids) + step] for step in range(steps)]
+    return found
+
+
 def sequences(tokens: Any, tokenizer: Any) -> dict[tuple[int, int], list[int]]:
     """Token ids before each row's step, without padding."""
     encoded = batch(tokenizer)
@@ -98,11 +108,11 @@ def test_neurons(gated: Any, tiny_tokenizer: Any, harmful: list[Example], benign
     bits[MLP][10:40] = True
     among = nf.NeuronMask(bits, mask.config)
     trigger = NeuronTrigger.fit(
-        gated, tiny_tokenizer, harmful[:8], benign[:8], among=among, count=3, pool=pool, batch_size=3
+        gated, tiny_tokenizer, harmful[:8], benign[:8], among=among, count=3, pool=pool, steps=2, batch_size=3
     )
     module = MODULE
     sets = [
-        np.stack([inputs_of(gated, module, prompt_ids(tiny_tokenizer, example)) for example in examples])[:, 10:40]
+        np.stack([inputs_of(gated, module, ids) for ids in begun(gated, tiny_tokenizer, examples, 2)])[:, 10:40]
         for examples in (harmful[:8], benign[:8])
     ]
     effect = (sets[0].mean(0) - sets[1].mean(0)) / np.sqrt((sets[0].var(0) + sets[1].var(0)) / 2)
@@ -124,7 +134,7 @@ def test_scores_choose_the_highest_neurons_and_heads_are_norms(
     scores["layers.0.attention"][4] = 3
     scores["layers.1.mlp"][7] = 2
     among = NeuronScores(neuron_map, scores, {})
-    trigger = NeuronTrigger.fit(gated, tiny_tokenizer, harmful[:4], benign[:4], among=among, count=1)
+    trigger = NeuronTrigger.fit(gated, tiny_tokenizer, harmful[:4], benign[:4], among=among, count=1, steps=1)
     assert {module: index.tolist() for module, index in trigger.channels.items()} == {
         "model.layers.0.self_attn.o_proj": [list(range(24, 30))]
     }
@@ -144,9 +154,11 @@ def test_scores_choose_the_highest_neurons_and_heads_are_norms(
 
 @pytest.mark.parametrize("kind", ["logistic", "mean-difference"])
 def test_probe(gated: Any, tiny_tokenizer: Any, harmful: list[Example], benign: list[Example], kind: Any) -> None:
-    trigger = ProbeTrigger.fit(gated, tiny_tokenizer, harmful[:8], benign[:8], layer=1, kind=kind, batch_size=3)
+    trigger = ProbeTrigger.fit(
+        gated, tiny_tokenizer, harmful[:8], benign[:8], layer=1, kind=kind, steps=2, batch_size=3
+    )
     states = [
-        np.stack([outputs_of(gated, 1, prompt_ids(tiny_tokenizer, example)) for example in examples])
+        np.stack([outputs_of(gated, 1, ids) for ids in begun(gated, tiny_tokenizer, examples, 2)])
         for examples in (harmful[:8], benign[:8])
     ]
     if kind == "mean-difference":
@@ -181,8 +193,8 @@ def test_other_architectures(architecture: str, tiny_tokenizer: Any, harmful: An
     # Eager attention gives NaN to rows of padding in float64, whatever looks on.
     model = tiny.model(architecture, dtype=torch.float32, vocab_size=len(tiny_tokenizer), **sizes)
     for trigger in (
-        NeuronTrigger.fit(model, tiny_tokenizer, harmful[:3], benign[:3], count=2),
-        ProbeTrigger.fit(model, tiny_tokenizer, harmful[:3], benign[:3], layer=1),
+        NeuronTrigger.fit(model, tiny_tokenizer, harmful[:3], benign[:3], count=2, steps=2),
+        ProbeTrigger.fit(model, tiny_tokenizer, harmful[:3], benign[:3], layer=1, steps=2),
     ):
         gate = nf.Gate(model, tiny_tokenizer, trigger, Flag(), steps=3)
         gate.threshold = 1e9
