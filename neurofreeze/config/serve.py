@@ -55,7 +55,7 @@ class ServedConfig:
     model: str = MISSING
     revision: Optional[str] = None
     guard: GuardConfig = field(default_factory=GuardConfig)
-    monitor: Optional[str] = None  # the folder of a reference, made by `neurofreeze monitor`
+    reference: Optional[str] = None  # of the monitor: a folder that `neurofreeze monitor` made
     detection: DetectionConfig = field(default_factory=DetectionConfig)
 
 

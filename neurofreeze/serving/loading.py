@@ -39,9 +39,9 @@ def guarded_by(chain: Chain, monitor: Monitor | None) -> str:
 
 
 def _monitor(config: ServedConfig, model: Any) -> Monitor | None:
-    if config.monitor is None:
+    if config.reference is None:
         return None
     from neurofreeze.guard.monitor import Monitor, Reference
 
-    reference = Reference.from_pretrained(config.monitor, model=model, other_weights=config.guard.other_weights)
+    reference = Reference.from_pretrained(config.reference, model=model, other_weights=config.guard.other_weights)
     return Monitor(reference, config.detection)
