@@ -75,8 +75,10 @@ class Session(LogitsProcessor):
             return scores
         number = input_ids.shape[1] - self.prompt_length
         # Every gate measures before any of them reacts, since a reflection runs the model.
-        fired = [run.measure(self._step(run.gate, number, input_ids, scores, run.open_rows())) for run in self.runs]
-        for run, step in zip(self.runs, fired, strict=True):
+        steps = [self._step(run.gate, number, input_ids, scores, run.open_rows()) for run in self.runs]
+        for run, step in zip(self.runs, steps, strict=True):
+            run.measure(step)
+        for run, step in zip(self.runs, steps, strict=True):
             run.react(step)
             running = [row for row in range(self.batch) if self.runs_on(row)]
             scores = run.responder.adjust(self._step(run.gate, number, input_ids, scores, running), scores)
@@ -132,7 +134,7 @@ class _Run:
     def open_rows(self) -> list[int]:
         return [row for row in range(self.session.batch) if not self.settled[row] and self.session.runs_on(row)]
 
-    def measure(self, step: Step) -> Step:
+    def measure(self, step: Step) -> None:
         self.fired = {}
         if step.rows:
             found = self.watch.values(step).tolist()
@@ -150,7 +152,6 @@ class _Run:
             self.fired = {row: value for row, value in zip(step.rows, found, strict=True) if value >= threshold}
             if self.fired:
                 self.watch.fired(list(self.fired))
-        return step
 
     def react(self, step: Step) -> None:
         for row, value in self.fired.items():
