@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from uuid import uuid4
 
@@ -43,6 +44,8 @@ class Access:
 
         try:
             await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            log.warning("%s was cut off, since the server stops", name)
         except Exception as error:
             log_failure(error)
             if not status:

@@ -56,12 +56,14 @@ class Feed:
     def close(self) -> None:
         """Send all readers away."""
         self._closed = True
-        for queue in list(self._readers):
-            _put(queue, None)
+        self._put(None)
 
     def _tell(self, found: dict[str, Any]) -> None:
         found = {"time": round(time.time(), 3), **found}
         self.recent.append(found)
+        self._put(found)
+
+    def _put(self, found: dict[str, Any] | None) -> None:
         for queue, loop in list(self._readers.items()):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_put, queue, found)

@@ -1,0 +1,75 @@
+"""A conversation in the terminal: what is shown, what is remembered, and the command around it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from neurofreeze.cli import main
+from neurofreeze.config.serve import ChatConfig
+from neurofreeze.guard.chain import Chain
+from neurofreeze.serving.talk import Talk
+from tests.serving.serving import PROMPTS, refusing, running
+
+
+def plain(shown: io.StringIO) -> Console:
+    """As the command's own, which reads no markup in what it shows."""
+    return Console(file=shown, width=200, highlight=False, markup=False, emoji=False)
+
+
+def test_answers_and_what_the_gate_did_are_shown(model: Any, tiny_tokenizer: Any) -> None:
+    shown = io.StringIO()
+    chain = Chain(model, tiny_tokenizer, [refusing(model, tiny_tokenizer, (0, 2))])
+    talk = Talk(ChatConfig(model="tiny", system="be brief", max_tokens=8), chain, None, plain(shown))
+    talk.ask("[/data] " + PROMPTS[0])
+    first, second = shown.getvalue().splitlines()
+    assert first == "[scripted] step 2: 1, threshold 0.5; refuse: blocked"
+    assert second.strip() == "No."
+    assert [turn.role for turn in talk.turns] == ["system", "user", "assistant"]
+    assert talk.turns[-1].content.strip() == "No."
+    talk.restart()
+    assert [turn.role for turn in talk.turns] == ["system"]
+
+
+def test_each_turn_sees_those_before_it(model: Any, tiny_tokenizer: Any) -> None:
+    shown = io.StringIO()
+    talk = Talk(ChatConfig(model="tiny", max_tokens=12), Chain(model, tiny_tokenizer), None, plain(shown))
+    for prompt in PROMPTS[:2]:
+        talk.ask(prompt)
+    turns = [turn.model_dump() for turn in talk.turns]
+    with running(model, tiny_tokenizer) as caller:
+        asked = caller.ask(messages=turns[:3]).json()["choices"][0]["message"]["content"]
+        alone = caller.ask(PROMPTS[1]).json()["choices"][0]["message"]["content"]
+    assert turns[3]["content"] == asked
+    assert asked != alone
+
+
+def test_the_command_talks_until_the_input_ends(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPTS[0]}\n/new\n{PROMPTS[1]}\n"))
+    assert main(["chat", f"model={tiny_checkpoint}", "max_tokens=4"]) == 0
+    out = capsys.readouterr().out
+    assert "guarded by nothing: the model answers as it is" in out
+    assert out.count("> ") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "model=m", "host=0.0.0.0"], "host is '0.0.0.0'; expected 127.0.0.1"),
+        (["serve", "model=m", "token_env=NOT_SET"], "token_env is 'no such name'"),
+        (["serve", "model=m", "limits.streams=0"], "limits.streams is 0"),
+        (["chat", "model=m", "temperature=3"], "temperature is 3.0"),
+        (["serve"], "model"),
+    ],
+)
+def test_wrong_settings_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
