@@ -1,9 +1,13 @@
-"""Files that are either whole or absent, also after the machine went down."""
+"""Files that are either whole or absent, also after the machine went down, and reading those that are JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from neurofreeze.errors import NeuroFreezeError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,6 +23,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json_file(path: Path, written_by: str, error: type[NeuroFreezeError]) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        path: the file.
+        written_by: what writes the folder it is in, for the message.
+        error: raised if the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as caught:
+        raise error(f"{path} cannot be read ({caught.strerror}); expected a folder written by {written_by}") from caught
+    except (ValueError, RecursionError) as caught:
+        raise error(f"{path} is not JSON: {caught}") from caught
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurofreeze.errors import MaskError
-from neurofreeze.files import write_atomically
+from neurofreeze.files import read_json_file, write_atomically
 
 if TYPE_CHECKING:
     from neurofreeze.mask import MaskConfig, NeuronMask
@@ -94,15 +94,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
 
 
 def _config(path: Path) -> MaskConfig:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MaskError(
-            f"{path} cannot be read ({error.strerror}); expected a folder written by save_pretrained"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise MaskError(f"{path} is not JSON: {error}") from error
-    return parse_config(raw, str(path))
+    return parse_config(read_json_file(path, "save_pretrained", MaskError), str(path))
 
 
 def parse_config(raw: Any, where: str) -> MaskConfig:

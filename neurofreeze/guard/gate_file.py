@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurofreeze._version import __version__
 from neurofreeze.errors import GuardError, NeuroFreezeWarning
-from neurofreeze.files import write_atomically
+from neurofreeze.files import read_json_file, write_atomically
 from neurofreeze.guard.calibration import Calibration
 from neurofreeze.guard.events import OnEvent
 from neurofreeze.guard.identity import identity, require_same
@@ -104,14 +104,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         GuardError: if it is missing or malformed, naming the field.
     """
     path = folder / CONFIG
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GuardError(
-            f"{path} cannot be read ({error.strerror}); expected a folder written by Gate.save_pretrained"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise GuardError(f"{path} is not JSON: {error}") from error
+    found = read_json_file(path, "Gate.save_pretrained", GuardError)
     if not isinstance(found, dict):
         raise GuardError(f"{path} holds a {type(found).__name__}; expected an object")
     if found.get("format_version") != FORMAT_VERSION:

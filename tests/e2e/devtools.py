@@ -21,7 +21,6 @@ FLAGS = [
     "--disable-sync",
     "--disable-component-update",
     "--disable-extensions",
-    "--remote-debugging-port=0",
 ]
 
 
@@ -53,7 +52,7 @@ class Page:
 @asynccontextmanager
 async def browsing(chromium: str, address: str, profile: Path) -> AsyncIterator[Page]:
     """The page at an address, in a browser that ends with the block."""
-    command = [chromium, *FLAGS, f"--user-data-dir={profile}", address]
+    command = [chromium, *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", address]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         socket = await _page_socket(profile / "DevToolsActivePort", address)

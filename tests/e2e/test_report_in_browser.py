@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from neurofreeze.report.html import write_report
 from neurofreeze.report.sweep.gather import gather
 from neurofreeze.report.sweep.html import write_sweep
+from tests.e2e.devtools import FLAGS
 from tests.report.contents import content
 from tests.report.sweep.folders import sweep
 
@@ -23,21 +24,16 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH (package chromium); .ci/run installs it"),
 ]
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-    "--disable-component-update",
-    "--hide-scrollbars",
-    "--disable-extensions",
-]
-
 
 def chromium(page: Path, *flags: str) -> str:
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={page.parent / 'profile'}", *flags, page.as_uri()]
+    command = [
+        str(CHROMIUM),
+        *FLAGS,
+        "--hide-scrollbars",
+        f"--user-data-dir={page.parent / 'profile'}",
+        *flags,
+        page.as_uri(),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
