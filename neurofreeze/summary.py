@@ -50,7 +50,8 @@ class FreezeSummary:
             frozen = {**base, **adapters.parts}
             sites = tuple(_adapted_site(site, mask, adapters, frozen) for site in neuron_map.sites.values())
             total = sum(adapters.trained.values())
-            held = sum(part.numel for part in adapters.parts.values()) - sum(site.frozen_elements for site in sites)
+            held = sum(frozen[name].numel for name in adapters.trained if name in frozen)
+            held -= sum(site.frozen_elements for site in sites)
             return cls(sites, total, total - sum(site.elements for site in sites), held, adapters=True)
         total = sum(map(math.prod, neuron_map.shapes.values()))
         sites = tuple(_site(neuron_map, mask, name) for name in neuron_map.sites)

@@ -321,8 +321,8 @@ def test_doctor_shows_the_neurons_of_a_checkpoint(tiny_checkpoint: Path, capsys:
     ("override", "message"),
     [
         ("strategy=prob", "no strategy 'prob', did you mean 'probe'?; expected one of change, contrast, "),
-        ("method=tpo", "no method 'tpo', did you mean 'top'?; expected one of above, auto, difference, nest, ssah"),
-        ("validate=prun", "no validate 'prun', did you mean 'prune'?; expected one of none, prune"),
+        ("method=tpo", "no method 'tpo', did you mean 'top'?; expected one of above, auto, budget, "),
+        ("validate=prun", "no validate 'prun', did you mean 'prune'?; expected one of groups, none, prune"),
         ("strategy=safe_layers", "strategy.options.first has no value, and none can be guessed; pass "),
     ],
 )
