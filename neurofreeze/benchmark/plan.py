@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -14,6 +15,8 @@ from neurofreeze.config.schema import Config
 from neurofreeze.errors import ConfigError
 
 _OWN_DATA = ("safety", "utility", "replay")  # what arms may differ in
+# What the start and all measurements depend on beside data.
+_OF_ALL = ("model", "revision", "seed", "alignment", "evaluation", "training.max_length")
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,15 @@ def _require_benchmark(name: str, arm: SuiteArmConfig, config: Config, base: Con
                 f"arm {name}: data.{key} is {value!r}, for other arms {getattr(base.data, key)!r}; arms are trained "
                 f"and measured on the same data, and may differ in {', '.join(f'data.{own}' for own in _OWN_DATA)}"
             )
+    for key in _OF_ALL:
+        own, of_others = attrgetter(key)(config), attrgetter(key)(base)
+        if own != of_others:
+            raise ConfigError(
+                f"arm {name} has other settings of {key} than the others; all start from one checkpoint and are "
+                "measured alike, so give it to all arms, on the command line or in suite.settings"
+            )
+    if config.training.save_steps:
+        raise ConfigError(
+            f"arm {name}: training.save_steps is {config.training.save_steps}; expected 0, since a cell that is "
+            "interrupted is trained anew: what was measured on its way is in no checkpoint"
+        )

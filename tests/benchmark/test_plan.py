@@ -47,6 +47,13 @@ def test_fine_tuning_sets_have_settings_of_their_own() -> None:
         ({"backend": "ddp"}, "arm odd: backend is 'ddp'"),
         ({"method": "nest"}, "arm odd: method is 'nest'"),
         ({"data.harmful": "other.jsonl"}, "arm odd: data.harmful is 'other.jsonl', for other arms"),
+        ({"model": "other"}, "arm odd has other settings of model than the others"),
+        ({"seed": 3}, "arm odd has other settings of seed"),
+        ({"alignment.mode": "never"}, "arm odd has other settings of alignment"),
+        ({"evaluation.phrases": "zou-qi"}, "arm odd has other settings of evaluation"),
+        ({"evaluation.limit": 5}, "arm odd has other settings of evaluation"),
+        ({"training.max_length": 64}, "arm odd has other settings of training.max_length"),
+        ({"training.save_steps": 2}, "arm odd: training.save_steps is 2; expected 0"),
     ],
 )
 def test_arms_that_cannot_be_compared_are_refused(settings: dict[str, Any], message: str) -> None:
