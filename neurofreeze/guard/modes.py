@@ -47,6 +47,11 @@ def guardable(model: Any, generation_config: Any, arguments: dict[str, Any], wit
             f"{str(mode.value).replace('_', ' ')} cannot be guarded: its rows are candidates, not answers; expected "
             "greedy decoding or sampling, num_beams=1"
         )
+    if config.guidance_scale not in (None, 1):
+        raise GuardError(
+            f"guidance_scale={config.guidance_scale} cannot be guarded: the model runs once more at each step, on another "
+            "prompt, and a gate would see that one; leave it out"
+        )
     if config.cache_implementation not in _CACHES:
         raise GuardError(
             f"cache_implementation={config.cache_implementation!r} cannot be guarded: its passes are compiled or "

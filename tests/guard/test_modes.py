@@ -21,6 +21,7 @@ from tests.guard.scripted import PROMPTS, Scripted, Tape, batch
         ({"num_beams": 2, "do_sample": True}, "beam sample cannot be guarded"),
         ({"generation_config": GenerationConfig(num_beams=3)}, "beam search cannot be guarded"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search cannot be guarded"),
+        ({"guidance_scale": 1.5}, "on another prompt, and a gate would see that one"),
         ({"prompt_lookup_num_tokens": 3}, "assisted generation cannot be guarded"),
         ({"assistant_model": object()}, "assistant_model=.*several tokens at a time"),
         ({"custom_generate": "someone/loop"}, "custom_generate=.*loop of your own"),
