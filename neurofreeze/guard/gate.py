@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,17 @@ class Gate:
 
     @property
     def threshold(self) -> float | None:
-        """What fires, "at least"."""
+        """What fires, "at least"; infinite where nothing is to fire.
+
+        Raises:
+            GuardError: if it is set to NaN, which nothing reaches and nothing stays below.
+        """
         return self._threshold
 
     @threshold.setter
     def threshold(self, value: float) -> None:
+        if math.isnan(value):
+            raise GuardError("the threshold is NaN, so that the gate would never fire; expected a number")
         self._threshold, self.calibration = float(value), None
 
     def generate(

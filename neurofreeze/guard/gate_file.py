@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,6 +118,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, kinds in _FIELDS.items():
         if not isinstance(found[name], kinds) or isinstance(found[name], bool):  # type: ignore[arg-type]
             raise GuardError(f"field '{name}' in {path} is a {type(found[name]).__name__}")
+    # Python reads NaN and Infinity as JSON, and nothing reaches either: the gate would let everything through.
+    if found["threshold"] is not None and not math.isfinite(found["threshold"]):
+        raise GuardError(f"field 'threshold' in {path} is {found['threshold']}; expected a finite number or null")
     return found
 
 

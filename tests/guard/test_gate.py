@@ -256,6 +256,13 @@ def test_without_a_threshold_nothing_is_generated(gated: Any, tiny_tokenizer: An
         nf.Gate(gated, tiny_tokenizer, gates[0].trigger, Flag()).generate(**batch(tiny_tokenizer))
 
 
+def test_a_threshold_that_is_no_number_is_refused(gated: Any, tiny_tokenizer: Any) -> None:
+    gate = nf.Gate(gated, tiny_tokenizer, Scripted(), Refuse())
+    with pytest.raises(GuardError, match="would never fire; expected a number"):
+        gate.threshold = float("nan")
+    assert gate.threshold == Scripted.threshold
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

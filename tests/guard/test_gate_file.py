@@ -92,6 +92,8 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
         (edited(lambda c: c["reaction"]["settings"].update(shout=True)), "malformed settings"),
         (edited(lambda c: c["reaction"].pop("settings")), "expected a name and settings"),
         (edited(lambda c: c.update(threshold=c["threshold"] + 9)), "one of them was edited"),
+        (edited(lambda c: c.update(threshold=float("nan"), calibration=None)), "'threshold' in .* is nan"),
+        (edited(lambda c: c.update(threshold=float("inf"), calibration=None)), "'threshold' in .* is inf"),
         (edited(lambda c: c["calibration"].update(roc=[[1]])), "calibration is malformed"),
     ],
 )
