@@ -52,6 +52,7 @@ class Blending:
         self.reaction, self.call = reaction, call
         self.alphas: dict[int, tuple[float, dict[str, Any]]] = {}
         self.until: dict[int, float] = {}
+        self.next = 0  # number of the step after the one at hand
 
     def react(self, row: int, step: Step) -> Decision:
         """Blend the row from this step on."""
@@ -62,6 +63,7 @@ class Blending:
 
     def adjust(self, step: Step, scores: torch.Tensor) -> torch.Tensor:
         """Scores with the rows blended that are to be at this step."""
+        self.next = step.number + 1
         rows = [row for row in step.rows if step.number < self.until.get(row, -1)]
         if not rows:
             return scores
@@ -75,8 +77,8 @@ class Blending:
         return scores
 
     def lasts(self, row: int) -> bool:
-        """Whether the row is blended to its end."""
-        return self.until.get(row, 0.0) == float("inf")
+        """Whether the row is blended at the next step too, be it past the last that is judged."""
+        return self.next < self.until.get(row, -1)
 
     def _alpha(self, row: int) -> tuple[float, dict[str, Any]]:
         if self.reaction.alpha is not None:

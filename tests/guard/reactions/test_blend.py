@@ -78,6 +78,18 @@ def test_a_spike_blends_its_own_token(gated: Any, tiny_tokenizer: Any, expert: A
     ]
 
 
+def test_a_firing_lasts_past_the_last_step_that_is_judged(gated: Any, tiny_tokenizer: Any, expert: Any) -> None:
+    inputs = batch(tiny_tokenizer, PROMPTS[:1])
+
+    def blended(lasting: int, steps: int | None) -> list[int]:
+        trigger = Scripted(frozenset({(0, 1)}))
+        gate = nf.Gate(gated, tiny_tokenizer, trigger, Blend(1.0, lasting=lasting), expert=expert, steps=steps)
+        return gate.generate(**inputs)[0].tolist()
+
+    assert blended(4, None) != blended(1, None)
+    assert blended(4, 2) == blended(4, None)
+
+
 def test_tokens_that_were_ruled_out_stay_so(gated: Any, tiny_tokenizer: Any, expert: Any) -> None:
     free = always(gated, tiny_tokenizer, expert, 1.0)
     start = batch(tiny_tokenizer)["input_ids"].shape[1]
