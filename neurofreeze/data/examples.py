@@ -42,11 +42,12 @@ class Example:
 
     @property
     def record(self) -> str:
-        """Prompt and answer, as digests take them."""
-        return f"{self.key} {self.response!r}"
+        """Prompt, what came before it, and answer, as digests take them."""
+        before = f"{self.turns[:-1]!r} " if len(self.turns) > 1 else ""
+        return f"{self.key} {before}{self.response!r}"
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """SHA-256 over prompts and answers; independent of their order."""
+    """SHA-256 over conversations and answers; independent of their order, and of what `Example.key` disregards."""
     lines = sorted(example.record for example in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

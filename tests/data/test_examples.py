@@ -26,3 +26,9 @@ def test_digest_ignores_order_and_sees_prompts_and_answers() -> None:
     assert digest([a, b]) != digest([a, Example.of("two", "3")])
     assert digest([a, b]) != digest([a, Example.of("three", "2")])
     assert digest([a]) != digest([a, a])
+
+
+def test_digest_sees_what_came_before_the_prompt() -> None:
+    kind, rude = (Example((("system", text), ("user", "one")), "1") for text in ("Be kind.", "Be rude."))
+    assert len({digest([found]) for found in (kind, rude, Example.of("one", "1"))}) == 3
+    assert kind.key == rude.key
