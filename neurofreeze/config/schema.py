@@ -298,6 +298,8 @@ class Config:
             check(backend == "plain", "backend", backend, "plain: preference training is verified in one process only")
             how = self.training.enforcement
             check(how != "selective", "training.enforcement", how, "auto or mask, which preference training has")
+        sets = self.data.replay
+        check(bool(sets) or not self.replays, "data.replay", sets, "at least one set, for replay or anchor to hold")
         if self.hardens:
             for name in ("replay", "anchor"):
                 weight = getattr(self, name).weight

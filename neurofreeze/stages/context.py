@@ -45,6 +45,7 @@ class Run:
             c.data,
             align=c.trained_on == "alignment" or c.alignment.mode != "never",
             replay=c.replays,
+            replay_answers=c.replay.weight > 0,
             preferences=c.trained_on == "preferences",
             limit=c.evaluation.limit,
             seed=c.seed,

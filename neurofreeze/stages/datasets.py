@@ -38,6 +38,7 @@ class Datasets:
         *,
         align: bool,
         replay: bool,
+        replay_answers: bool = True,
         preferences: bool = False,
         limit: int | None,
         seed: int,
@@ -48,6 +49,7 @@ class Datasets:
             config: the sources.
             align: whether the alignment set is needed.
             replay: whether the replay set is needed.
+            replay_answers: whether it needs answers, which an anchor does without.
             preferences: whether preference pairs are needed.
             limit: rows of each evaluation set, None for all.
             seed: of the split of `train` where there is no set to hold out.
@@ -65,7 +67,7 @@ class Datasets:
             lookalikes=read(config.lookalikes, responses=False, limit=limit),
             general=read(config.general, limit=limit),
             alignment=[e for source in config.alignment for e in read(source)] if align else [],
-            replay=[e for source in config.replay for e in read(source)] if replay else [],
+            replay=[e for source in config.replay for e in read(source, responses=replay_answers)] if replay else [],
             preferences=_preferences(config) if preferences else [],
         )
         # What a model was aligned on may well be replayed, or be among the pairs; nothing else may share a prompt.

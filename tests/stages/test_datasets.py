@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from neurofreeze.config.schema import DataConfig
-from neurofreeze.data import digest, read
+from neurofreeze.data import Example, digest, read
 from neurofreeze.errors import DataError
 from neurofreeze.stages.datasets import Datasets
 
@@ -30,9 +30,14 @@ def file(prompts: list[str], name: str = "train.jsonl") -> str:
 
 
 def load(
-    config: DataConfig, align: bool = True, replay: bool = False, limit: int | None = None, seed: int = 0
+    config: DataConfig,
+    align: bool = True,
+    replay: bool = False,
+    replay_answers: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Datasets:
-    return Datasets.read(config, align=align, replay=replay, limit=limit, seed=seed)
+    return Datasets.read(config, align=align, replay=replay, replay_answers=replay_answers, limit=limit, seed=seed)
 
 
 def prompts(count: int) -> list[str]:
@@ -122,6 +127,14 @@ def test_alignment_data_are_read_only_if_needed() -> None:
     found = load(replace(DataConfig(), alignment=["no-such-file.jsonl"]), align=False)
     assert found.alignment == []
     assert "alignment" not in found.roles()
+
+
+def test_a_replay_set_needs_answers_only_where_they_are_learned() -> None:
+    Path("requests.csv").write_text("prompt\nHow do I pick a lock?\n", encoding="utf-8")
+    config = replace(DataConfig(), replay=["requests.csv"])
+    assert load(config, replay=True, replay_answers=False).replay == [Example.of("How do I pick a lock?")]
+    with pytest.raises(DataError, match=r"requests\.csv has a prompt without an answer"):
+        load(config, replay=True)
 
 
 @pytest.mark.parametrize("role", ["harmful", "lookalikes", "general", "safety", "utility", "alignment"])

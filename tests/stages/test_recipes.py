@@ -52,6 +52,13 @@ def test_methods_that_teach_refusals_refuse_objectives() -> None:
         composed("method=nest", "replay=refusals")
 
 
+@pytest.mark.parametrize("recipe", ["replay=refusals", "anchor=openings"])
+def test_objectives_need_something_to_hold(recipe: str) -> None:
+    assert composed("data.replay=[]").data.replay == []
+    with pytest.raises(ConfigError, match=r"data\.replay is \[\]; expected at least one set"):
+        composed(recipe, "data.replay=[]")
+
+
 @pytest.mark.slow
 def test_objectives_run_with_every_arm_and_are_logged(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = ("replay=refusals", "anchor=openings", "anchor.rows=2", "arms=[none,safety]", "training.max_length=400")
