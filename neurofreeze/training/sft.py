@@ -12,6 +12,7 @@ from trl import SFTConfig
 
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data.examples import Example, digest
+from neurofreeze.errors import DataError
 from neurofreeze.training.backends import Backend
 from neurofreeze.training.fitting import TrainingResult, fit
 from neurofreeze.training.objectives import Joint, Objective
@@ -37,9 +38,10 @@ class Supervised:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The examples and the objectives."""
+        """The examples and the objectives, whose rows come with each micro-batch."""
         objectives = [objective.identity for objective in self.objectives]
-        return {"examples": digest(self.examples), "objectives": objectives}
+        micro_batches = {"micro_batches": self.config.gradient_accumulation} if objectives else {}
+        return {"examples": digest(self.examples), "objectives": objectives, **micro_batches}
 
     def prepare(self, base: Path, seed: int) -> None:
         """Get the objectives ready."""
@@ -51,7 +53,13 @@ class Supervised:
         return arguments(self.config, folder, seed, backend)
 
     def trainer(self, **parts: Any) -> SupervisedTrainer:
-        """The trainer of the examples."""
+        """The trainer of the examples.
+
+        Raises:
+            DataError: if there is none with an answer within `config.max_length` tokens.
+        """
+        if not self.examples:
+            raise DataError("there is nothing to train on; expected at least one example, of data.train, say")
         data = Dataset.from_list([row(example) for example in self.examples])
         return SupervisedTrainer(objectives=self._joint, train_dataset=data, **parts)
 

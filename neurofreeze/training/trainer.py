@@ -9,8 +9,10 @@ from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from neurofreeze.config.schema import TrainingConfig
+from neurofreeze.console import say
 from neurofreeze.data.examples import Example
-from neurofreeze.distributed import gather, world_size
+from neurofreeze.distributed import gather, rank, world_size
+from neurofreeze.errors import DataError
 from neurofreeze.training.backends import ONE_PROCESS, Backend
 from neurofreeze.training.guarded import Guarded, trainer_arguments
 from neurofreeze.training.objectives import Joint
@@ -25,6 +27,9 @@ class SupervisedTrainer(Guarded, SFTTrainer):
 
     Args:
         objectives: what training loses beside the loss on its data, None for nothing.
+
+    Raises:
+        DataError: if no example has an answer within `max_length` tokens.
     """
 
     def __init__(self, *args: Any, objectives: Joint | None = None, **kwargs: Any) -> None:
@@ -33,8 +38,23 @@ class SupervisedTrainer(Guarded, SFTTrainer):
         self._terms: dict[str, list[float]] = {}
         self.train_dataset: Any = None
         super().__init__(*args, **kwargs)
+        self._tell_left_out(len(kwargs["train_dataset"]))
         if world_size() > 1:
             self.train_dataset = with_filler(self.train_dataset)
+
+    def _tell_left_out(self, given: int) -> None:
+        """TRL leaves out what has nothing to learn from, without a word."""
+        left_out, length = given - len(self.train_dataset), self.args.max_length
+        if left_out == given:
+            raise DataError(
+                f"the prompts of all {given} examples take training.max_length={length} tokens or more, so that "
+                "nothing of their answers is left to train on; raise it"
+            )
+        if left_out and rank() == 0:
+            say(
+                f"{left_out} of {given} examples are left out: their prompts take training.max_length={length} tokens "
+                "or more"
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if world_size() == 1:

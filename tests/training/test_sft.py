@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data import Example, read
-from neurofreeze.errors import FreezeError, RunError
+from neurofreeze.errors import DataError, FreezeError, RunError
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
@@ -317,6 +317,19 @@ def test_shards_of_zero_for_other_ranks_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr(Backend, "load", load)
     with pytest.raises(RunError, match="shards for 2 ranks, which DeepSpeed cannot load on 1; go on with as many"):
         fine_tune(tiny_checkpoint, tmp_path / "out", examples, CONFIG, backend=zero2, seed=0)
+
+
+def test_examples_without_room_for_an_answer_are_told_of(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [Example.of("and so on " * 60, "Yes.")] * 2
+    fine_tune(tiny_checkpoint, tmp_path / "some", [*examples, *long], CONFIG, seed=0)
+    told = "2 of 14 examples are left out: their prompts take training.max_length=48 tokens or more"
+    assert told in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"the prompts of all 2 examples take training\.max_length=48 tokens or more"):
+        fine_tune(tiny_checkpoint, tmp_path / "all", long, CONFIG, seed=0)
+    with pytest.raises(DataError, match="nothing to train on"):
+        fine_tune(tiny_checkpoint, tmp_path / "none", [], CONFIG, seed=0)
 
 
 def test_a_checkpoint_with_other_frozen_bits_does_not_count(

@@ -17,9 +17,10 @@ from neurofreeze.data import Example, read
 from neurofreeze.data.batches import answer_ids
 from neurofreeze.errors import ConfigError, DataError, RunError
 from neurofreeze.models.load import load_model, load_tokenizer
+from neurofreeze.training.fitting import identity
 from neurofreeze.training.objectives import Anchor, Joint, Objective, Replay, Row, joint
 from neurofreeze.training.objectives.base import Order
-from neurofreeze.training.sft import TrainingResult, fine_tune
+from neurofreeze.training.sft import Supervised, TrainingResult, fine_tune
 
 CONFIG = TrainingConfig(steps=2, batch_size=2, learning_rate=1e-2, warmup_steps=0, max_length=96, bf16="false")
 
@@ -158,6 +159,19 @@ def test_micro_batches_of_one_step_have_rows_of_their_own(
     first, _ = tuned(tiny_checkpoint, tmp_path / "whole", examples, [whole], batch_size=4)
     second, _ = tuned(tiny_checkpoint, tmp_path / "parts", examples, [one], batch_size=2, gradient_accumulation=2)
     assert [loss for _, loss in second.losses] == pytest.approx([loss for _, loss in first.losses], rel=1e-4)
+
+
+def test_with_objectives_a_step_may_not_be_split_otherwise_after_an_interruption(
+    tiny_checkpoint: Path, examples: list[Example], known: list[Example]
+) -> None:
+    def digest(objectives: list[Objective], **settings: Any) -> str:
+        config = replace(CONFIG, **settings)
+        task = Supervised(examples, config, objectives)
+        return identity(tiny_checkpoint, task, config, "plain", 0, None, None).digest
+
+    split = {"batch_size": 1, "gradient_accumulation": 2}
+    assert digest([], **split) == digest([])
+    assert digest([Replay(ReplayConfig(0.3), known)], **split) != digest([Replay(ReplayConfig(0.3), known)])
 
 
 def test_an_interrupted_fine_tune_goes_on_with_the_same_objectives_only(
