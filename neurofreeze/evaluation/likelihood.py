@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from neurofreeze.data.batches import Batch, batches, pad, prompt_ids
 from neurofreeze.data.examples import Example
+from neurofreeze.errors import DataError
 
 REFUSING = ("I cannot", "I'm sorry, but I can't")
 COMPLYING = ("Sure, here", "Here is")
@@ -45,9 +46,24 @@ def losses(
     max_length: int | None,
     progress: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Mean negative log-likelihood per answer token, in nats, of each example of whose answer something is left."""
+    """Mean negative log-likelihood per answer token, in nats, of each example of whose answer something is left.
+
+    Raises:
+        DataError: if there are examples, but nothing is left of any answer.
+    """
     found = each_loss(model, tokenizer, examples, batch_size, max_length, progress)
-    return [loss for loss in found if loss is not None]
+    kept = [loss for loss in found if loss is not None]
+    if found and not kept:
+        raise nothing_left(f"all {len(found)} examples", max_length)
+    return kept
+
+
+def nothing_left(of: str, max_length: int | None) -> DataError:
+    """What to raise where every answer is beyond `max_length`."""
+    return DataError(
+        f"the prompts of {of} take max_length={max_length} tokens or more, so that nothing of their answers is left to "
+        "measure a loss on; raise it"
+    )
 
 
 def each_loss(

@@ -14,7 +14,7 @@ from neurofreeze.config.schema import EvaluationConfig
 from neurofreeze.data.batches import answer_ids, prompt_ids
 from neurofreeze.data.examples import Example
 from neurofreeze.evaluation.generation import is_degenerate, openings
-from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING, each_loss, refusal_margins
+from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING, each_loss, nothing_left, refusal_margins
 from neurofreeze.evaluation.phrases import phrase_list
 
 OPENING_WORDS = 12
@@ -66,7 +66,11 @@ class Part(NamedTuple):
 
 
 def plan(tokenizer: Any, data: EvaluationData, config: EvaluationConfig, max_length: int | None) -> list[Part]:
-    """All parts, of each kind those with the longest prompts first, so that padding is small and memory peaks early."""
+    """All parts, of each kind those with the longest prompts first, so that padding is small and memory peaks early.
+
+    Raises:
+        DataError: if nothing of any answer of a set is left within `max_length`.
+    """
     harmful = longest_first([len(prompt_ids(tokenizer, example)) for example in data.harmful])
     order = {
         "harmful": harmful,
@@ -74,7 +78,10 @@ def plan(tokenizer: Any, data: EvaluationData, config: EvaluationConfig, max_len
         "margins": harmful,
     }
     for what in ("domain", "general"):
-        order[what] = longest_first([len(answer_ids(tokenizer, e)[0][:max_length]) for e in getattr(data, what)])
+        rows = [answer_ids(tokenizer, example) for example in getattr(data, what)]
+        if rows and not any(ids[:max_length][start:] for ids, start in rows):
+            raise nothing_left(f"the whole {what} set", max_length)
+        order[what] = longest_first([len(ids[:max_length]) for ids, _ in rows])
     return [Part(what, part) for what, indices in order.items() for part in cut(indices, config.batch_size)]
 
 

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from neurofreeze.config.schema import EvaluationConfig
 from neurofreeze.data import Example, read
 from neurofreeze.data.batches import prompt_ids
+from neurofreeze.errors import DataError
 from neurofreeze.evaluation.likelihood import losses, refusal_margins
+from neurofreeze.evaluation.measure import EvaluationData, plan
 
 
 def log_probability(model: Any, prompt: list[int], answer: list[int]) -> float:
@@ -72,3 +75,11 @@ def test_losses_count_only_what_max_length_keeps(tiny_model: Any, tiny_tokenizer
 def test_no_examples_give_no_numbers(tiny_model: Any, tiny_tokenizer: Any) -> None:
     assert refusal_margins(tiny_model, tiny_tokenizer, [], 4) == []
     assert losses(tiny_model, tiny_tokenizer, [], 4, None) == []
+
+
+def test_sets_of_which_no_answer_is_left_are_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    examples = read("bundled:instructions/evaluation", limit=3)
+    with pytest.raises(DataError, match=r"the prompts of all 3 examples take max_length=5 tokens or more"):
+        losses(tiny_model, tiny_tokenizer, examples, 4, 5)
+    with pytest.raises(DataError, match=r"the prompts of the whole general set take max_length=5 tokens or more"):
+        plan(tiny_tokenizer, EvaluationData([], [], [], examples), EvaluationConfig(), 5)
