@@ -136,7 +136,8 @@ class Chain:
 
     def _call(self, ids: torch.Tensor, attention: torch.Tensor, tokens: int, config: Any) -> Call:
         prompts = [row[mask.bool()].tolist() for row, mask in zip(ids, attention, strict=True)]
-        return Call(self.model, self.tokenizer, prompts, tokens, _first(config.eos_token_id))
+        end = _first(config.eos_token_id, self.tokenizer.eos_token_id)
+        return Call(self.model, self.tokenizer, prompts, tokens, end)
 
     def _filtered(
         self,

@@ -49,8 +49,8 @@ def guardable(model: Any, generation_config: Any, arguments: dict[str, Any], wit
         )
     if config.guidance_scale not in (None, 1):
         raise GuardError(
-            f"guidance_scale={config.guidance_scale} cannot be guarded: the model runs once more at each step, on another "
-            "prompt, and a gate would see that one; leave it out"
+            f"guidance_scale={config.guidance_scale} cannot be guarded: the model runs once more at each step, on "
+            "another prompt, and a gate would see that one; leave it out"
         )
     if config.cache_implementation not in _CACHES:
         raise GuardError(

@@ -40,6 +40,17 @@ class Rows:
         return self.verdicts[: len(answers)]
 
 
+def test_an_answer_of_ours_ends_also_where_generate_has_no_end(
+    gated: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated.generation_config, "eos_token_id", None)
+    gate = nf.Gate(gated, tiny_tokenizer, Scripted(frozenset({(0, 1)})), Refuse("No."))
+    inputs = batch(tiny_tokenizer)
+    answer = gate.generate(**inputs)[0, inputs["input_ids"].shape[1] :].tolist()
+    ids = tiny_tokenizer("No.", add_special_tokens=False)["input_ids"]
+    assert answer[: len(ids) + 2] == [*ids, tiny_tokenizer.eos_token_id, tiny_tokenizer.pad_token_id]
+
+
 def test_the_first_gate_that_replaces_an_answer_ends_the_matter(gated: Any, tiny_tokenizer: Any, expert: Any) -> None:
     inputs = batch(tiny_tokenizer)
     flags, refuses, late = (

@@ -22,7 +22,7 @@ class Call:
         model, tokenizer: what is guarded.
         prompts: token ids of each row's prompt without padding.
         budget: how many tokens an answer may have.
-        end: the token that ends an answer; None if nothing does.
+        end: the token that ends an answer, the tokenizer's if generate has none; None if there is none at all.
         away: the model is running for another purpose, and its gates look away.
     """
 
