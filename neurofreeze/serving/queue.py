@@ -16,10 +16,12 @@ class BatchQueue:
         most: jobs that may wait.
         size: jobs of a batch.
         wait: seconds that the first of a batch waits for others.
+        context: tokens that the longest prompt and the longest answer of a batch may have together, since its rows are
+            padded to the one and go on to the end of the other; None: any number.
     """
 
-    def __init__(self, most: int, size: int, wait: float) -> None:
-        self._most, self._size, self._wait = most, size, wait
+    def __init__(self, most: int, size: int, wait: float, context: int | None = None) -> None:
+        self._most, self._size, self._wait, self._context = most, size, wait, context
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -72,5 +74,12 @@ class BatchQueue:
         waiting = [job for job in self._jobs if not job.cancelled]
         if not waiting:
             return []
-        key = waiting[0].sampling.key
-        return waiting[:1] if key is None else [job for job in waiting if job.sampling.key == key][: self._size]
+        batch, key = waiting[:1], waiting[0].sampling.key
+        for job in waiting[1:] if key is not None else ():
+            if len(batch) < self._size and job.sampling.key == key and self._fit([*batch, job]):
+                batch.append(job)
+        return batch
+
+    def _fit(self, jobs: list[Job]) -> bool:
+        longest = max(len(job.prompt) for job in jobs) + max(job.limit for job in jobs)
+        return self._context is None or longest <= self._context

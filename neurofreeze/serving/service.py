@@ -46,12 +46,12 @@ class Service:
         self.created = int(time.time())
         self.prompts = Prompts(chain.tokenizer)
         self.auth = Auth(config.token_env)
-        self.queue = BatchQueue(limits.waiting, batching.size, batching.wait_ms / 1000)
+        self.engine = Engine(chain, monitor, self)
+        self.queue = BatchQueue(limits.waiting, batching.size, batching.wait_ms / 1000, self.engine.context)
         self.streams = Places(limits.streams, "streams")
         self.watchers = Places(limits.watchers, "readers of events")
         self.metrics = ServerMetrics(lambda: len(self.queue), lambda: self.streams.held)
         self.feed = Feed()
-        self.engine = Engine(chain, monitor, self)
         self.worker = Worker(self.engine, self.queue, self.metrics.batch)
         if monitor is not None:
             from neurofreeze.guard.monitor import Metrics

@@ -42,6 +42,16 @@ def test_a_seed_is_answered_alone_unless_nothing_is_drawn() -> None:
     assert filled(*greedy).take() == greedy
 
 
+def test_a_batch_fits_the_context_from_its_longest_prompt_to_its_longest_answer() -> None:
+    long_prompt, long_answer, short = (
+        Job([1] * n, "", GREEDY, m, lambda _: None) for n, m in ((40, 10), (5, 50), (5, 5))
+    )
+    queue = filled(long_prompt, long_answer, short, context=64)
+    assert queue.take() == [long_prompt, short]
+    assert queue.take() == [long_answer]
+    assert filled(long_prompt, long_answer, context=90).take() == [long_prompt, long_answer]
+
+
 def test_the_first_waits_a_little_for_others() -> None:
     queue = filled(job(), wait=5.0, size=2)
     threading.Timer(0.05, queue.put, [job()]).start()
