@@ -88,6 +88,7 @@ class Job:
         send: takes replies, from another thread; Finished or Failed is the last.
         id: names it in events.
         cancelled: nobody waits for it.
+        begun: some of the answer has been sent.
     """
 
     prompt: list[int]
@@ -99,6 +100,7 @@ class Job:
     deadline: float = float("inf")
     id: str = field(default_factory=lambda: uuid4().hex[:16])
     cancelled: bool = False
+    begun: bool = False
 
     @property
     def late(self) -> bool:

@@ -42,13 +42,14 @@ class Row:
             # Only now: a guard tells of a row in the step after the row's last.
             self.finish()
         elif text := self.given.add(token):
+            self.job.begun = True
             self.job.send(Piece(text))
 
     def finish(self) -> None:
         """Tell the caller that the answer is whole, or that it is not."""
         if self.over:
             return
-        self.over = True
+        self.over = self.job.begun = True
         if self.given.ending is None:
             self.job.send(Failed(ApiError(504, "the answer took too long; ask for fewer tokens", "timeout")))
             return

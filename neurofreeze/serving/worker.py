@@ -52,18 +52,26 @@ class Worker:
     def _run(self) -> None:
         while batch := self.queue.take():
             self._running = batch
-            self._on_batch(len(batch))
-            try:
-                self.engine.answer(batch)
-            except JudgeError as error:
-                log_failure(error)
-                _fail(batch, ApiError(503, "a filter cannot be asked, so that no answer is given", "no_filter"))
-            except Exception as error:
-                log_failure(error)
-                _fail(batch, failed())
+            self._answer(batch)
             self._running = ()
 
+    def _answer(self, batch: Sequence[Job]) -> None:
+        self._on_batch(len(batch))
+        try:
+            self.engine.answer(batch)
+        except Exception as error:
+            log_failure(error)
+            # What is wrong with one request, such as that it is too long for a filter, must not fail the others. Those
+            # of which nothing has been told are answered again, each alone; a monitor counts their prompts again.
+            alone = [job for job in batch if len(batch) > 1 and not (job.begun or job.cancelled or job.late)]
+            for job in batch:
+                if job not in alone:
+                    job.send(Failed(_told(error)))
+            for job in alone:
+                self._answer([job])
 
-def _fail(jobs: Sequence[Job], error: ApiError) -> None:
-    for job in jobs:
-        job.send(Failed(error))
+
+def _told(error: Exception) -> ApiError:
+    if isinstance(error, JudgeError):
+        return ApiError(503, "a filter cannot be asked, so that no answer is given", "no_filter")
+    return failed()

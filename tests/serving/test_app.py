@@ -16,6 +16,7 @@ from neurofreeze.config.serve import ServeConfig
 from neurofreeze.errors import ConfigError, JudgeError
 from neurofreeze.evaluation.judges.base import Verdict
 from neurofreeze.guard.filters import Filter
+from tests import tiny
 from tests.serving.serving import PROMPTS, Caller, body, chunks, refusing, running, text, until
 
 TOKEN = "tok-3f9c2b7a81d64e05"
@@ -283,6 +284,33 @@ def test_a_failure_gives_no_answer_and_quotes_nobody(
     assert SECRET not in streamed + caplog.text
     assert type(raised).__name__ in caplog.text
     assert "in judge" in caplog.text  # where it was raised
+
+
+class Picky:
+    """Cannot read some requests."""
+
+    label = "picky"
+
+    def judge(self, requests: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        if any(SECRET in request for request in requests):
+            raise JudgeError("too long")
+        return [Verdict.SAFE for _ in answers]
+
+
+def test_what_is_wrong_with_one_request_is_not_the_others_failure(
+    plain: Caller, model: Any, tiny_tokenizer: Any
+) -> None:
+    with running(model, tiny_tokenizer, filters=[Filter(Picky())], batching={"wait_ms": 2000, "size": 3}) as caller:
+        found = caller.together([body(PROMPTS[0]), body(SECRET), body(PROMPTS[1])])
+        assert [response.status_code for response in found] == [200, 503, 200]
+        assert [text(found[0]), text(found[2])] == [text(plain.ask(prompt)) for prompt in PROMPTS[:2]]
+
+
+def test_a_long_answer_takes_no_other_row_past_the_context(tiny_tokenizer: Any) -> None:
+    model = tiny.model("gpt2", vocab_size=len(tiny_tokenizer), n_positions=64).eval()  # positions past it are an error
+    with running(model, tiny_tokenizer, batching={"wait_ms": 500, "size": 2}) as caller:
+        asked = [body("I lost my card " * 6, max_tokens=4), body("hi", max_tokens=45)]
+        assert [response.status_code for response in caller.together(asked)] == [200, 200]
 
 
 def test_what_the_guard_did_is_told_to_caller_metrics_and_page(model: Any, tiny_tokenizer: Any) -> None:
