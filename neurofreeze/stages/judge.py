@@ -16,6 +16,7 @@ from neurofreeze.data.batches import prompt_ids
 from neurofreeze.errors import RunError
 from neurofreeze.evaluation.generation import is_degenerate
 from neurofreeze.evaluation.judges import Verdict, load_judge
+from neurofreeze.evaluation.judges.generative import through_prompt
 from neurofreeze.evaluation.measure import Part, cut, longest_first
 from neurofreeze.evaluation.sharing import shared
 from neurofreeze.evaluation.statistics import Rate
@@ -118,5 +119,6 @@ def _settings(config: JudgeConfig) -> dict[str, Any]:
     endpoint = settings.pop("endpoint")
     settings.pop("batch_size")
     if config.prompt is not None:
+        through_prompt(Path(config.prompt))  # which says what is wrong with the file
         settings["prompt"] = hashlib.sha256(Path(config.prompt).read_bytes()).hexdigest()[:16]
     return {**settings, "url": endpoint["url"], "options": endpoint["options"]}

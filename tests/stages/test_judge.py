@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.errors import JudgeError
+from neurofreeze.stages import judge
 from tests.evaluation.judges import guard
 
 from .runs import neurofreeze
@@ -20,6 +23,11 @@ def judged(folder: Path, name: str) -> dict[str, Any]:
 
 def test_nothing_is_judged_unless_asked_for(finished: Path) -> None:
     assert not list((finished / "stages").glob("judge-*"))
+
+
+def test_a_prompt_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(JudgeError, match=r"evaluation\.judge\.prompt: none\.txt cannot be read: No such file"):
+        judge._settings(JudgeConfig("harmbench", model="m", prompt="none.txt"))
 
 
 def test_a_finished_run_is_judged_by_variants_without_being_evaluated_again(

@@ -43,7 +43,11 @@ class ClassifierJudge:
 
     @torch.inference_mode()
     def judge(self, requests: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """A verdict for each request and its answer; what is past the model's length of the answer is not read."""
+        """A verdict for each request and its answer; what is past the model's length of the answer is not read.
+
+        Raises:
+            JudgeError: if a request leaves no room for an answer.
+        """
         verdicts: list[Verdict] = []
         for begin in range(0, len(answers), self.batch_size):
             texts = [
@@ -62,5 +66,12 @@ class ClassifierJudge:
         limits = (self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None))
         length = min(limit for limit in limits if limit is not None)
         if self.pair:
+            asked = self.tokenizer(requests, add_special_tokens=False)["input_ids"]
+            longest = max(map(len, asked)) + self.tokenizer.num_special_tokens_to_add(pair=True)
+            if longest >= length:
+                raise JudgeError(
+                    f"a request takes {longest} tokens, and {self.label} reads {length}, so that nothing of the answer "
+                    "is left; leave the request out, or judge answers alone with evaluation.judge.pair=false"
+                )
             return self.tokenizer(requests, answers, truncation="only_second", max_length=length)
         return self.tokenizer(answers, truncation=True, max_length=length)
