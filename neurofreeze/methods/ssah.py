@@ -97,7 +97,7 @@ def freeze_mask(groups: Groups, safety: NeuronScores, utility: NeuronScores, fra
         count, held = round(fraction * len(codes)), int(np.isin(codes, (ESU, CU)).sum())
         if count > held:
             raise ConfigError(
-                f"method.fraction {fraction} asks for {count:,} {kind} neurons, but ESU and CU hold {held:,}; "
+                f"fraction {fraction} asks for {count:,} {kind} neurons, but ESU and CU hold {held:,}; "
                 "lower the fraction, or the ratios of EUU and RU"
             )
         return count

@@ -156,7 +156,7 @@ def test_a_larger_fraction_keeps_what_a_smaller_one_froze() -> None:
 
 def test_more_than_exclusive_and_complex_units_hold_is_refused() -> None:
     safety, utility = scores(1), scores(2)
-    with pytest.raises(ConfigError, match=r"asks for 84 mlp neurons, but ESU and CU hold 77"):
+    with pytest.raises(ConfigError, match=r"^fraction 0\.\d+ asks for 84 mlp neurons, but ESU and CU hold 77"):
         freeze_mask(group(safety, utility, RATIOS), safety, utility, 0.6)
 
 
