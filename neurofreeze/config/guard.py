@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import ClassVar, Optional
 
 from omegaconf import MISSING
 
 from neurofreeze.config.checks import check
-from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.config.judge import EndpointConfig, JudgeConfig
+
+
+@dataclass
+class FilterEndpointConfig(EndpointConfig):
+    """The server of a judge that filters."""
+
+    KEY: ClassVar[str] = "guard.filters.*.judge.endpoint"
+
+
+@dataclass
+class FilterJudgeConfig(JudgeConfig):
+    """A judge that filters."""
+
+    KEY: ClassVar[str] = "guard.filters.*.judge"
+    endpoint: FilterEndpointConfig = field(default_factory=FilterEndpointConfig)
 
 
 @dataclass
 class FilterConfig:
     """A judge of whole answers, and what is done about unsafe ones."""
 
-    judge: JudgeConfig = MISSING
+    judge: FilterJudgeConfig = MISSING
     action: str = "refuse"  # give `text` instead; or flag: an event and nothing else
     text: Optional[str] = None  # null: the usual refusal
     undecided: str = "unsafe"  # what an answer is that the judge cannot decide about: unsafe or safe

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from neurofreeze.config.guard import FilterConfig, GuardConfig
+from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.errors import JudgeError
 from neurofreeze.evaluation.judges.loading import load_judge
 from neurofreeze.guard.chain import Chain
 from neurofreeze.guard.events import OnEvent
@@ -28,7 +30,7 @@ def load_chain(config: GuardConfig, model: Any, tokenizer: Any, on_event: OnEven
         )
         for folder in config.gates
     ]
-    return Chain(model, tokenizer, gates, [_filter(found) for found in config.filters.values()], on_event)
+    return Chain(model, tokenizer, gates, [_filter(*found) for found in config.filters.items()], on_event)
 
 
 def load_expert(name: str) -> Any:
@@ -43,6 +45,10 @@ def load_expert(name: str) -> Any:
     return load_model(resolve(name, None).folder).eval()
 
 
-def _filter(config: FilterConfig) -> Filter:
+def _filter(name: str, config: FilterConfig) -> Filter:
     text = TEXT if config.text is None else config.text
-    return Filter(load_judge(config.judge, "strict-opening"), config.action, text, config.undecided)  # type: ignore[arg-type]
+    try:
+        judge = load_judge(config.judge, "strict-opening")
+    except JudgeError as error:  # judges name the settings of an evaluation
+        raise JudgeError(str(error).replace(JudgeConfig.KEY, f"guard.filters.{name}.judge")) from error
+    return Filter(judge, config.action, text, config.undecided)  # type: ignore[arg-type]

@@ -12,10 +12,9 @@ import torch
 from omegaconf import OmegaConf
 
 import neurofreeze as nf
-from neurofreeze.config.guard import FilterConfig, GuardConfig
-from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.config.guard import FilterConfig, FilterEndpointConfig, FilterJudgeConfig, GuardConfig
 from neurofreeze.config.location import conf_folder
-from neurofreeze.errors import ConfigError, GuardError
+from neurofreeze.errors import ConfigError, GuardError, JudgeError
 from neurofreeze.evaluation.judges.base import Verdict
 from neurofreeze.guard.chain import Chain
 from neurofreeze.guard.filters import Filter
@@ -163,7 +162,7 @@ def test_settings_make_a_chain(
     )
     monkeypatch.setattr("neurofreeze.guard.loading.load_judge", lambda config, phrases: Rows("safe"))
     monkeypatch.setattr("neurofreeze.guard.loading.load_expert", lambda name: expert)
-    judged = FilterConfig(judge=JudgeConfig(name="guard", model="some/guard"), action="flag", text="No.")
+    judged = FilterConfig(judge=FilterJudgeConfig(name="guard", model="some/guard"), action="flag", text="No.")
     chain = load_chain(GuardConfig(gates=[str(folder)], filters={"it": judged}, expert="e"), gated, tiny_tokenizer)
     assert [gate.trigger.name for gate in chain.gates] == ["lif"]
     assert [(part.label, part.action, part.text) for part in chain.filters] == [("rows", "flag", "No.")]
@@ -179,6 +178,21 @@ def test_settings_in_conf_are_of_the_schema() -> None:
     with pytest.raises(ConfigError, match="each folder once"):
         GuardConfig(gates=["a", "a"])
     with pytest.raises(ConfigError, match=r"judge\.name is 'phrases'"):
-        FilterConfig(judge=JudgeConfig())
+        FilterConfig(judge=FilterJudgeConfig())
     with pytest.raises(ConfigError, match="action is 'warn'"):
-        FilterConfig(judge=JudgeConfig(name="guard", model="m"), action="warn")
+        FilterConfig(judge=FilterJudgeConfig(name="guard", model="m"), action="warn")
+
+
+def test_an_error_in_a_filter_s_judge_names_the_filter_s_setting(gated: Any, tiny_tokenizer: Any) -> None:
+    for wrong, key in (
+        ({"tokens": 0}, "tokens"),
+        ({"name": "guard"}, "model"),
+        ({"endpoint": {"timeout": 0}}, r"endpoint\.timeout"),
+    ):
+        merged = OmegaConf.merge(OmegaConf.structured(GuardConfig), {"filters": {"mine": {"judge": wrong}}})
+        with pytest.raises(ConfigError, match=rf"^guard\.filters\.\*\.judge\.{key} is"):
+            OmegaConf.to_object(merged)
+    endpoint = FilterEndpointConfig(url="https://judge.example/v1", key_variable="NOT_SET_ANYWHERE")
+    judge = FilterJudgeConfig(name="endpoint", model="m", endpoint=endpoint)
+    with pytest.raises(JudgeError, match=r"^guard\.filters\.mine\.judge\.endpoint\.key_variable names"):
+        load_chain(GuardConfig(filters={"mine": FilterConfig(judge=judge)}), gated, tiny_tokenizer)
