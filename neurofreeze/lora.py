@@ -43,13 +43,15 @@ def find_adapters(model: nn.Module, selections: Selections, shapes: Shapes) -> A
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     _require_lora(model)
+    names = _names(model, selections)
+    shapes = {**shapes, **{name: shapes[own] for name, own in names.items()}}
     parts: dict[str, Part] = {}
     adapted: list[str] = []
     quantized: list[str] = []
     active = []
     for wrapped, module in model.named_modules():
         path = canonical_name(f"{wrapped}.").removesuffix(".")
-        masked = {name: found for name, found in selections.items() if name.startswith(f"{path}.")}
+        masked = {name: selections[own] for name, own in names.items() if name.startswith(f"{path}.")}
         if isinstance(module, AuxiliaryTrainingWrapper) and masked:
             raise FreezeError(
                 f"{path} holds frozen neurons and PEFT trains a copy of it (modules_to_save); leave it out of "
@@ -59,9 +61,9 @@ def find_adapters(model: nn.Module, selections: Selections, shapes: Shapes) -> A
             active.append((module, tuple(module.active_adapters)))
             if masked:
                 parts.update(_parts(path, module, masked, shapes))
-                adapted += masked
+                adapted += [names[name] for name in masked]
         elif masked and type(module).__name__ in _QUANTIZED:
-            quantized += [name for name in masked if name == f"{path}.weight"]
+            quantized += [names[name] for name in masked if name == f"{path}.weight"]
             _round_bias(module)
     if not active:
         return Adapters()
@@ -71,6 +73,13 @@ def find_adapters(model: nn.Module, selections: Selections, shapes: Shapes) -> A
             # Of adapters in one another, on experts, the names differ only by the wrapping.
             trained[canonical_name(name)] += _numel(p)
     return Adapters(parts, tuple(adapted), tuple(quantized), trained, tuple(active))
+
+
+def _names(model: nn.Module, selections: Selections) -> dict[str, str]:
+    """Each name of a selected weight -> the one it is selected by; of a tied one every module has its own."""
+    found = [(canonical_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]
+    own = {id(p): name for name, p in found if name in selections}
+    return {name: name for name in selections} | {name: own[id(p)] for name, p in found if id(p) in own}
 
 
 def _require_lora(model: nn.Module) -> None:

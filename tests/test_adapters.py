@@ -354,6 +354,28 @@ def test_a_copy_that_trains_whole_is_refused(base: Any, mask: NeuronMask) -> Non
         freeze(model, lora.adamw(model), mask)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_of_the_head_is_held_where_it_is_tied_to_frozen_embeddings(base: Any, mask: NeuronMask) -> None:
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    held = mask.with_rest("embeddings", "lm_head")
+    model = lora.adapted(base, target_modules=["up_proj", "lm_head"]).train()
+    optimizer = lora.adamw(model)
+    freezer = freeze(model, optimizer, held)
+    reference.train(model, optimizer, reference.batches(2))
+    freezer.check()
+    merged = merge_adapters(model, held)
+    assert torch.equal(merged.lm_head.weight, base.lm_head.weight)
+    assert torch.equal(merged.model.embed_tokens.weight, base.lm_head.weight)
+    assert not torch.equal(merged.get_submodule(LAYER).up_proj.weight, base.get_submodule(LAYER).up_proj.weight)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_copy_of_the_head_is_refused_where_it_is_tied_to_frozen_embeddings(base: Any, mask: NeuronMask) -> None:
+    model = lora.adapted(base, target_modules=["up_proj"], modules_to_save=["lm_head"])
+    with pytest.raises(FreezeError, match=r"lm_head holds frozen neurons and PEFT trains a copy"):
+        freeze(model, lora.adamw(model), mask.with_rest("embeddings", "lm_head"))
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_adapters_of_expert_stacks_are_refused_and_may_be_left_out() -> None:
     base = tiny.model("mixtral")
