@@ -86,7 +86,8 @@ def verify(
     Both folders hold ordinary Hugging Face checkpoints (safetensors, sharded or not; experts in stacks or one by one).
     Parameters are those of the model that the base's config describes, under its names. Where precisions differ, both
     are widened to float32 first, which is exact; a frozen element that lost bits to a narrower format counts as
-    changed. -0.0 and 0.0 differ.
+    changed. -0.0 and 0.0 differ. What the base ties, such as lm_head to the embeddings, is compared under each name
+    that the tuned checkpoint has for it.
 
     Args:
         base: the checkpoint before fine-tuning.
@@ -111,9 +112,14 @@ def verify(
         checks = []
         for name in before:
             if name in after:
-                checks.append(_compare(name, before, after, selections.get(name)))
+                checks.append(_compare(name, before[name], after[name], selections.get(name)))
                 if progress is not None:
                     progress()
+        for name, own in _tied(config).items():
+            if name in after and own in before and own in selections:
+                again = _compare(name, before[own], after[name], selections[own])
+                if again.changed:
+                    checks.append(again)
         only_in_one = sorted(set(before) ^ set(after))
 
     return Verification(
@@ -124,7 +130,7 @@ def verify(
         changed=sum(check.changed for check in checks),
         trainable=sum(check.trainable for check in checks),
         trainable_changed=sum(check.trainable_changed for check in checks),
-        base_fingerprint=_total(check.base_digest for check in checks),
+        base_fingerprint=_total(check.base_digest for check in checks if check.name in selections),
         tuned_fingerprint=_total(check.tuned_digest for check in checks),
         parameters=checks,
         only_in_one=only_in_one,
@@ -152,8 +158,17 @@ def _require(weights: Parameters, folder: str | Path, names: Iterable[str], neur
             )
 
 
-def _compare(name: str, before: Parameters, after: Parameters, selection: Selection | None) -> ParameterCheck:
-    old, new = before[name], after[name]
+def _tied(config: Any) -> dict[str, str]:
+    """Each further name of a parameter that a model has under several -> its first one."""
+    from neurofreeze.reader import on_meta
+
+    model = on_meta(config)
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if name != first[id(parameter)]}
+
+
+def _compare(name: str, old: torch.Tensor, new: torch.Tensor, selection: Selection | None) -> ParameterCheck:
     if old.shape != new.shape:
         raise ModelError(f"{name} has shape {tuple(old.shape)} in one checkpoint and {tuple(new.shape)} in the other")
     differs = _differs(old, new)

@@ -213,6 +213,26 @@ def test_verify_compares_what_the_mask_names(tiny_checkpoint: Path, tmp_path: Pa
     assert found.base_fingerprint == weights_fingerprint(tiny_checkpoint, norms)
 
 
+def test_verify_sees_a_head_that_is_not_tied_to_frozen_embeddings_any_more(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    mask = nf.NeuronMask.random(nf.NeuronMap.of(read_config(tiny_checkpoint)), 0.2, seed=3)
+    held = mask.with_rest("embeddings", "lm_head")
+    for file in tiny_checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    assert "lm_head.weight" not in weights
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert nf.verify(tiny_checkpoint, tmp_path, held).ok
+    weights["lm_head.weight"][2, 3] += 1
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert nf.verify(tiny_checkpoint, tmp_path, mask).ok
+    found = nf.verify(tiny_checkpoint, tmp_path, held)
+    assert (found.ok, found.changed, [check.name for check in found.broken]) == (False, 1, ["lm_head.weight"])
+    assert found.base_fingerprint == weights_fingerprint(tiny_checkpoint, held)
+
+
 def test_the_summary_counts_it() -> None:
     model = tiny.model("llama")
     freezer = nf.freeze(model, adamw(model), mask_for(model).with_rest(*KINDS))
