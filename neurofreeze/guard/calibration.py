@@ -109,7 +109,7 @@ class Calibration:
             if not math.isfinite(threshold):
                 raise ValueError(f"threshold {threshold}")
             return cls(**{**found, **rates, "roc": roc, "threshold": threshold, "prompts": tuple(found["prompts"])})
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
             raise GuardError(f"the calibration is malformed ({error}); calibrate the gate again") from error
 
 

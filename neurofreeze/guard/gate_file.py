@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +69,7 @@ def load(folder: Path, model: Any, tokenizer: Any, expert: Any, other_weights: b
     config = read_config(folder)
     found = identity(model)
     require_same(found, config["model"], "model", other_weights)
-    if found["fingerprint"] != config["model"]["fingerprint"]:
+    if found["fingerprint"] != config["model"].get("fingerprint"):
         warnings.warn(
             f"{folder} was calibrated on other weights than this model's; its false-positive rate is not known here",
             NeuroFreezeWarning,
@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(found[name], kinds) or isinstance(found[name], bool):  # type: ignore[arg-type]
             raise GuardError(f"field '{name}' in {path} is a {type(found[name]).__name__}")
     # Python reads NaN and Infinity as JSON, and nothing reaches either: the gate would let everything through.
-    if found["threshold"] is not None and not math.isfinite(found["threshold"]):
+    if found["threshold"] is not None and not abs(found["threshold"]) <= sys.float_info.max:
         raise GuardError(f"field 'threshold' in {path} is {found['threshold']}; expected a finite number or null")
     return found
 
@@ -143,7 +143,7 @@ def _tensors(path: Path, sha256: str) -> dict[str, Any]:
 def _named(found: Mapping[str, Any], known: Mapping[str, Any], what: str) -> Any:
     if set(found) != {"name", "settings"} or not isinstance(found["settings"], dict):
         raise GuardError(f"field '{what}' has {sorted(found)}; expected a name and settings")
-    if found["name"] not in known:
+    if found["name"] not in [*known]:
         raise GuardError(f"field '{what}': found {found['name']!r}, expected one of {', '.join(known)}")
     return known[found["name"]]
 

@@ -94,6 +94,9 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
         (edited(lambda c: c.update(threshold=c["threshold"] + 9)), "one of them was edited"),
         (edited(lambda c: c.update(threshold=float("nan"), calibration=None)), "'threshold' in .* is nan"),
         (edited(lambda c: c.update(threshold=float("inf"), calibration=None)), "'threshold' in .* is inf"),
+        (edited(lambda c: c.update(threshold=10**400, calibration=None)), "'threshold' in .* is 10"),
+        (edited(lambda c: c["trigger"].update(name=["probe"])), r"found \['probe'\], expected one of"),
+        (edited(lambda c: c["calibration"].update(threshold=10**400)), "calibration is malformed"),
         (edited(lambda c: c["calibration"].update(roc=[[1]])), "calibration is malformed"),
     ],
 )
