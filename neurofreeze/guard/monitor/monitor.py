@@ -80,7 +80,7 @@ class Monitor:
         prompts: seen so far.
 
     Raises:
-        DataError: if the reference has too few held-out prompts for the false-alarm rate.
+        DataError: if the reference has too few held-out prompts for the false-alarm rate, or a detector stays at 0.
     """
 
     def __init__(self, reference: Reference, config: DetectionConfig | None = None, sinks: Sequence[Sink] = ()) -> None:

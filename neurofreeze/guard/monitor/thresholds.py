@@ -53,6 +53,9 @@ def run_length(make: Callable[[int], Detector], held: Array, target: int, seed: 
         held: standardised activations of held-out prompts, float64 [prompts, neurons].
         target: average run length, prompts.
         seed: of the bootstrap.
+
+    Raises:
+        DataError: if the statistic stays 0, which no threshold is a multiple of.
     """
     generator = np.random.default_rng(seed)
     detector = make(_STREAMS)
@@ -60,4 +63,10 @@ def run_length(make: Callable[[int], Detector], held: Array, target: int, seed: 
     largest = np.zeros(_STREAMS)
     for _ in range(target):
         largest = np.maximum(largest, detector.update(inputs[generator.integers(len(held), size=_STREAMS)]))
-    return float(np.quantile(largest, math.exp(-1)))
+    threshold = float(np.quantile(largest, math.exp(-1)))
+    if threshold <= 0:
+        raise DataError(
+            f"a detector's statistic stays 0 over {target} of the held-out prompts, so that there is no threshold for "
+            "it; lower detection.allowance or raise detection.run_length"
+        )
+    return threshold

@@ -120,5 +120,10 @@ def test_too_few_prompts_for_the_rate_are_refused() -> None:
         Monitor(reference(100), DetectionConfig(false_alarm_rate=0.01, run_length=10))
 
 
+def test_an_allowance_that_no_prompt_exceeds_is_refused() -> None:
+    with pytest.raises(DataError, match=r"stays 0 over 20 of .* lower detection\.allowance"):
+        Monitor(reference(), DetectionConfig(allowance=20.0, run_length=20))
+
+
 def _first(verdicts: list[Verdict], alarm: str) -> float:
     return next((place for place, found in enumerate(verdicts, 1) if alarm in found.alarms), math.inf)
