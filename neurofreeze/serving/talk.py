@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from neurofreeze.config.serve import ChatConfig
 from neurofreeze.guard.chain import Chain
 from neurofreeze.guard.events import Event
 from neurofreeze.serving.engine import Engine
+from neurofreeze.serving.errors import ApiError
 from neurofreeze.serving.jobs import Failed, Finished, Job, Piece, Reply, Sampling
 from neurofreeze.serving.prompts import Prompts, request_text
 from neurofreeze.serving.schemas import Message
@@ -44,24 +46,33 @@ class Talk:
         self.turns = [] if system is None else [Message(role="system", content=system)]
 
     def ask(self, text: str) -> None:
-        """Say something, and show the answer.
+        """Say something, and show the answer; or why the model cannot be asked, and then it has not been said.
 
         Raises:
             GuardError, JudgeError: if the guard cannot judge.
         """
         turns = [*self.turns, Message(role="user", content=text)]
         pieces: list[str] = []
+        try:
+            prompt = self._prompts.ids(turns)
+        except ApiError as error:
+            self._tell(error.message, "bold yellow")
+            return
+        limit, context = self._config.max_tokens, self._engine.context
+        if context is not None and (limit := min(limit, context - len(prompt))) < 1:
+            found = f"the conversation has {len(prompt)} tokens, the model reads {context}; /new begins another"
+            self._tell(found, "bold yellow")
+            return
 
         def show(reply: Reply) -> None:
             if isinstance(reply, Piece):
                 pieces.append(reply.text)
-                self._console.print(reply.text, end="", soft_wrap=True)
+                self._console.print(_shown(reply.text), end="", soft_wrap=True)
                 self._line = True
             elif isinstance(reply, Finished | Failed):
                 self._end_line()
 
-        limit = self._config.max_tokens
-        self._engine.answer([Job(self._prompts.ids(turns), request_text(turns), self._sampling, limit, show)])
+        self._engine.answer([Job(prompt, request_text(turns), self._sampling, limit, show)])
         self.turns = [*turns, Message(role="assistant", content="".join(pieces))]
 
     def on_event(self, job: Job, event: Event) -> None:
@@ -87,3 +98,8 @@ class Talk:
         if self._line:
             self._console.print()
             self._line = False
+
+
+def _shown(text: str) -> str:
+    # A terminal obeys control characters: a model could wipe out what the guard has said of it.
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\N{REPLACEMENT CHARACTER}" for c in text)

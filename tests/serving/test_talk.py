@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from rich.console import Console
 from neurofreeze.cli import main
 from neurofreeze.config.serve import ChatConfig
 from neurofreeze.guard.chain import Chain
+from neurofreeze.serving.jobs import Piece
 from neurofreeze.serving.talk import Talk
+from tests import tiny
 from tests.serving.serving import PROMPTS, refusing, running
 
 
@@ -46,6 +49,35 @@ def test_each_turn_sees_those_before_it(model: Any, tiny_tokenizer: Any) -> None
         alone = caller.ask(PROMPTS[1]).json()["choices"][0]["message"]["content"]
     assert turns[3]["content"] == asked
     assert asked != alone
+
+
+def test_an_answer_ends_with_the_context_and_what_is_longer_is_not_asked(tiny_tokenizer: Any) -> None:
+    model = tiny.model("gpt2", vocab_size=len(tiny_tokenizer), n_positions=64).eval()  # positions past it are an error
+    shown = io.StringIO()
+    talk = Talk(ChatConfig(model="tiny", max_tokens=200), Chain(model, tiny_tokenizer), None, plain(shown))
+    talk.ask("hi")
+    before = list(talk.turns)
+    assert [turn.role for turn in before] == ["user", "assistant"]
+    talk.ask("I lost my card " * 20)
+    assert shown.getvalue().splitlines()[-1].endswith("tokens, the model reads 64; /new begins another")
+    assert talk.turns == before
+
+
+def test_a_conversation_that_the_template_refuses_is_told_so(model: Any, tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    shown = io.StringIO()
+    Talk(ChatConfig(model="tiny", system="be brief"), Chain(model, tokenizer), None, plain(shown)).ask("hi")
+    assert "has no place for these roles" in shown.getvalue()
+
+
+def test_an_answer_cannot_command_the_terminal(model: Any, tiny_tokenizer: Any, monkeypatch: Any) -> None:
+    shown = io.StringIO()
+    talk = Talk(ChatConfig(model="tiny"), Chain(model, tiny_tokenizer), None, plain(shown))
+    monkeypatch.setattr(talk._engine, "answer", lambda jobs: jobs[0].send(Piece("a\x1b[2Jb\nc")))
+    talk.ask("hi")
+    assert shown.getvalue() == "a\N{REPLACEMENT CHARACTER}[2Jb\nc"
+    assert talk.turns[-1].content == "a\x1b[2Jb\nc"
 
 
 def test_the_command_talks_until_the_input_ends(
