@@ -43,10 +43,14 @@ def watching(model: Any, mask: NeuronMask, pooling: Pooling, see: Callable[[Arra
         if bits.any():
             site = neuron_map.sites[name]
             taps[site.module, "input"] = passing.tap(name, torch.from_numpy(site.writes.index[bits]))
+    # A PEFT model calls the model inside to generate, and the forward method of that alone when it is itself called.
+    callees = [model, *([model.get_base_model()] if hasattr(model, "get_base_model") else [])]
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(passing.begin, with_kwargs=True).remove)
+        for callee in callees:
+            stack.callback(callee.register_forward_pre_hook(passing.begin, with_kwargs=True).remove)
         stack.enter_context(tapped(model, taps))
-        stack.callback(model.register_forward_hook(passing.end).remove)
+        for callee in callees:
+            stack.callback(callee.register_forward_hook(passing.end).remove)
         yield
 
 

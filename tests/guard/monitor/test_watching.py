@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from neurofreeze.activations import Flow, tapped
 from neurofreeze.config.monitor import DetectionConfig
@@ -135,6 +137,18 @@ def test_generation_is_the_same_and_each_prompt_counts_once(watched: Any) -> Non
     assert monitor.prompts == 4
     assert torch.equal(plain.sequences, guarded.sequences)
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, guarded.logits, strict=True))
+
+
+def test_an_adapted_model_is_seen_once_a_prompt_called_or_generating(watched: Any) -> None:
+    adapted = get_peft_model(copy.deepcopy(watched[0]), LoraConfig(target_modules=["q_proj", "down_proj"])).eval()
+    ids, attention = prompts(3, 71, left=True)
+    seen: list[np.ndarray] = []
+    with torch.no_grad(), watching(adapted, watched[1].mask, "mean", seen.append):
+        adapted(input_ids=ids, attention_mask=attention)
+        assert len(seen) == 1
+        adapted.generate(input_ids=ids, attention_mask=attention, max_new_tokens=3, do_sample=False)
+    called, generating = seen
+    np.testing.assert_allclose(called, generating, atol=1e-5)
 
 
 def test_detaching_leaves_the_model_as_it_was(watched: Any) -> None:
