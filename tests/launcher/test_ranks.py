@@ -24,11 +24,16 @@ from tests.stages.runs import metrics, neurofreeze, settings
 
 pytestmark = pytest.mark.slow
 
-# One epoch of 220 examples: the last batch has 28, so that the second rank has none of them.
+# One epoch of 220 examples: the last batch has 28, so that the second rank has none of them. Beside them every rank
+# has rows of both objectives, and what belongs to no neuron is held too.
 SETTINGS = (
+    "replay=refusals",
+    "anchor=openings",
+    "freeze=rest",
     "arms=[none,safety]",
     "training.bf16=false",
     "training.steps=null",
+    "training.max_length=128",
     "training.batch_size=64",
     "validate=none",
 )

@@ -55,7 +55,9 @@ class Joint:
 
     def losses(self, logits: torch.Tensor, placed: Sequence[Placed]) -> dict[str, torch.Tensor]:
         """The part of each objective's mean on this rank, by name, in nats; logits are [rows, length, vocabulary]."""
-        found = {terms.name: logits.new_zeros((), dtype=torch.float32) for terms in self.objectives}
+        # A zero that comes from the logits: ZeRO-3 ends training where only some ranks go back through them.
+        nothing = logits[:0].float().sum()
+        found = {terms.name: nothing for terms in self.objectives}
         for terms, row, position, share in placed:
             predicting = logits[position, row.start - 1 : len(row.ids) - 1].float()
             found[terms.name] = found[terms.name] + share * terms.loss(row, predicting)
