@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ def write(results: Sequence[SetResult], plan: Plan, command: str, folder: Path) 
     """Write all files, each whole or not at all; returns their paths."""
     command = redact(command)
     text = f"`{command}`\n"
-    files = {"results.json": (json.dumps(_content(results, plan, command), indent=1) + "\n").encode()}
+    files = {"results.json": (json.dumps(_content(results, plan, command), indent=1, allow_nan=False) + "\n").encode()}
     for found in results:
         text += (
             f"\n## {found.name}\n\n{as_markdown(*rows_of_arms(found))}\n{as_markdown(*rows_of_tests(found.compared))}"
@@ -52,5 +53,14 @@ def _content(results: Sequence[SetResult], plan: Plan, command: str) -> dict[str
         "command": command,
         "suite": redact(asdict(plan.suite)),
         "settings": {name: redact(asdict(config)) for name, config in plan.bases.items()},
-        "sets": [asdict(found) for found in results],
+        "sets": [_strict(asdict(found)) for found in results],
     }
+
+
+def _strict(value: Any) -> Any:
+    """The value with null in place of numbers that JSON has not, such as the bounds of a single seed's mean."""
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from scipy import stats
 from neurofreeze.benchmark.cell import Cell
 from neurofreeze.benchmark.figure import figure
 from neurofreeze.benchmark.gather import AT_LOSS, REFUSED, SetResult, gather
-from neurofreeze.benchmark.plan import Place
+from neurofreeze.benchmark.output import write
+from neurofreeze.benchmark.plan import Place, Plan
 from neurofreeze.benchmark.suite import Outcome
 from neurofreeze.benchmark.table import as_markdown, notes, rows_of_arms, rows_of_tests
 from neurofreeze.config.benchmark import SuiteConfig
@@ -102,3 +104,14 @@ def test_tables_and_figure() -> None:
     tests = as_markdown(*rows_of_tests(found.compared))
     assert "| frozen | none | at the end | 3 | 60.0 ±24.8 | 0.25 | 0.50 |" in tests
     assert figure(found).startswith(b"\x89PNG")
+
+
+def test_results_are_json_for_every_reader(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = gathered(left_out=tuple((arm, seed) for arm in ARMS for seed in (1, 2)))
+    write([found], Plan.of(SuiteConfig(), []), "neurofreeze benchmark", tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert content["sets"][0]["compared"][0]["test"]["difference"]["low"] is None
+    assert content["sets"][0]["arms"][0]["trajectories"]["0"][0] == [START, 1.0]
