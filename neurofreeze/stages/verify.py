@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from neurofreeze.config.schema import HARDENING
 from neurofreeze.console import say, stage
 from neurofreeze.errors import FreezeError
 from neurofreeze.stages.context import Run, parameters
@@ -28,7 +29,7 @@ def _verify(run: Run, arm: str) -> dict[str, Any]:
     with stage(f"verify {arm}", parameters(run.start)) as bar:
         found = verify(run.start, run.arm(arm), run.mask(arm), bar.advance)
     found.save(run.arm(arm) / FILE)
-    if arm == "safety":
+    if arm == HARDENING.get(run.config.method.name, ("safety",))[0]:
         found.save(run.folder.path / FILE)
     say(f"verify {arm}: {found}")
     if not found.ok:

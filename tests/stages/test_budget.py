@@ -93,6 +93,8 @@ def test_every_bit_outside_those_neurons_stays(arm: str, finished: Path, tiny_ch
     assert result(finished, f"train-{arm}")["optimized"] == free
     verified = result(finished, f"verify-{arm}")
     assert (verified["changed"], verified["frozen"]) == (0, sum(p.numel() for p in before.values()) - free)
+    own = json.loads((finished / "verification.json").read_text(encoding="utf-8"))
+    assert (own["tuned"] == str(finished / "arms" / arm)) == (arm == "budget")
 
 
 def test_random_ones_are_others_but_as_many_at_every_site(finished: Path) -> None:
