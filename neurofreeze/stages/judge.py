@@ -13,6 +13,7 @@ from neurofreeze.config.judge import WITHOUT_WEIGHTS, JudgeConfig
 from neurofreeze.config.schema import EvaluationConfig
 from neurofreeze.console import say, stage
 from neurofreeze.data.batches import prompt_ids
+from neurofreeze.distributed import first_rank
 from neurofreeze.errors import RunError
 from neurofreeze.evaluation.generation import is_degenerate
 from neurofreeze.evaluation.judges import Verdict, load_judge
@@ -39,7 +40,7 @@ def run(run: Run, name: str, folder: Path, evaluated: dict[str, Any]) -> None:
     """
     c = run.config.evaluation
     asked = [variant.name for variant in variants(c.variants or ["plain"])]
-    settings = {**evaluated, "variants": asked, "judge": _settings(c.judge)}
+    settings = {**evaluated, "variants": asked, "judge": first_rank(lambda: _settings(c.judge))}
     run.folder.run(f"judge-{name}", settings, lambda: _judge(run, name, folder, asked, settings), together=True)
 
 
