@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from neurofreeze.cli import main
 from neurofreeze.data import read
 from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING
+from neurofreeze.guard.audit.states import adapted
 from neurofreeze.guard.gate import Gate
 from neurofreeze.guard.reactions import Refuse
 from neurofreeze.guard.steering.vector import SteeringVector, VectorConfig
@@ -129,6 +130,15 @@ def test_an_adapter_is_read_beside_its_base(
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     assert audit(tiny_checkpoint, folder, *given) == 1
     assert "expected the folder of a PEFT adapter with safetensors weights" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_scaled_otherwise_is_measured_again(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"the same weights")
+    found = []
+    for alpha in (8, 16):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        found.append(adapted(tmp_path, tmp_path)[0].settings)
+    assert found[0] != found[1]
 
 
 def test_pruning_ranks_the_mask_s_neurons_beside_random_ones(

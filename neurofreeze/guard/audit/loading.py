@@ -9,6 +9,7 @@ from neurofreeze.errors import ConfigError, ModelError
 from neurofreeze.models.load import load_model
 
 ADAPTER = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 def load_tuned(folder: Path) -> Any:
@@ -49,7 +50,7 @@ def require_adapter(folder: Path) -> Path:
     Raises:
         ModelError: if not; PEFT would unpickle an adapter_model.bin.
     """
-    for name in ("adapter_config.json", ADAPTER):
+    for name in (CONFIG, ADAPTER):
         if not (folder / name).is_file():
             raise ModelError(f"no {name} in {folder}; expected the folder of a PEFT adapter with safetensors weights")
     return folder

@@ -5,6 +5,7 @@ A state is cheap to name: settings and files are read, but no model is loaded be
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError, MaskError
 from neurofreeze.evaluation.ablation import ablated
 from neurofreeze.guard.audit.gated import gate_digest, load_gated
-from neurofreeze.guard.audit.loading import load_adapted, load_tuned
+from neurofreeze.guard.audit.loading import CONFIG, load_adapted, load_tuned
 from neurofreeze.guard.steering.vector import SteeringVector
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
@@ -129,7 +130,9 @@ def tuned(folder: Path) -> list[State]:
 def adapted(folder: Path, base: Path) -> list[State]:
     """A PEFT adapter on a second copy of the original."""
     load = cache(partial(load_adapted, folder, base))
-    settings = {"folder": str(folder), "files": stamps(folder)}
+    # The config scales the weights: with another lora_alpha it is another adapter.
+    config = hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
+    settings = {"folder": str(folder), "files": stamps(folder), "config": config}
     return [State("adapter", "with the adapter", "adapted", settings, lambda _: nullcontext(load()))]
 
 
