@@ -99,8 +99,19 @@ def read_pt(path: Path) -> SteeringVector:
     )
     if not plain:
         raise ModelError(f"{path} holds {type(found).__name__}; expected a dict of layer -> tensor")
+    if not all(map(_written_out, found.values())):
+        raise ModelError(
+            f"{path} has tensors with more entries than it stores; save them whole, as .clone() makes them"
+        )
     directions = {layer: tensor.float().reshape(-1) for layer, tensor in found.items()}
     return SteeringVector(directions, VectorConfig(None, recipe={"name": "steering-vectors", "file": path.name}))
+
+
+def _written_out(tensor: torch.Tensor) -> bool:
+    # A view can repeat one stored number a billion times: a small file, which would fill the memory once it is read.
+    return (
+        tensor.layout == torch.strided and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 READERS: dict[str, Callable[[Path], SteeringVector]] = {".gguf": read_gguf, ".pt": read_pt, ".pth": read_pt}

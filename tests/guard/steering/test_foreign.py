@@ -115,3 +115,10 @@ def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"only unpickling could make.*torch.save\(vector.layer_activations"):
         SteeringVector.from_pretrained(tmp_path / "v.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path: Path) -> None:
+    torch.save({3: torch.zeros(1).expand(2**36)}, tmp_path / "v.pt")
+    assert (tmp_path / "v.pt").stat().st_size < 10_000
+    with pytest.raises(ModelError, match="more entries than it stores"):
+        SteeringVector.from_pretrained(tmp_path / "v.pt")
