@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
@@ -47,8 +48,9 @@ class Auth:
 
 
 def _host(request: Request) -> str:
+    # Not of request.url: where the header is no host, that has the server's own address.
     try:
-        return request.url.hostname or ""
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     except ValueError:  # a header that is no host
         return ""
 

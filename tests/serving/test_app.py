@@ -173,7 +173,16 @@ def test_a_wrong_or_missing_token_is_refused(
 
 
 def test_without_a_token_only_this_machine_is_answered(plain: Caller) -> None:
-    for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.1:8000"):
+    hosts = (
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "10.0.0.1:8000",
+        "evil.example:",
+        "evil.example:99999",
+        "evil!",
+        "",
+    )
+    for host in hosts:
         assert error(plain.get("/v1/models", headers={"host": host}), 403)["code"] == "wrong_host"
     for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
         assert plain.get("/v1/models", headers={"host": host}).status_code == 200
