@@ -93,7 +93,8 @@ def _verdicts(run: Run, name: str, folder: Path, parts: list[Part]) -> Iterator[
     for part, texts in zip(parts, answered, strict=True):
         # The judge sees the plain requests: how they were dressed up must not sway it too.
         verdicts = judge.judge([run.data.harmful[index].prompt for index in part.indices], texts)
-        yield [[judge.label, verdict.value, is_degenerate(text)] for verdict, text in zip(verdicts, texts, strict=True)]
+        own = map(VARIANTS[part.what].own, texts)  # else nothing after a beginning would pass for an answer
+        yield [[judge.label, verdict.value, is_degenerate(text)] for verdict, text in zip(verdicts, own, strict=True)]
 
 
 def _answers(run: Run, name: str, folder: Path, parts: list[Part]) -> Iterator[list[str]]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.config.schema import EvaluationConfig
+from neurofreeze.data import Example
 from neurofreeze.errors import JudgeError
+from neurofreeze.evaluation.measure import Part
 from neurofreeze.stages import judge
 from tests.evaluation.judges import guard
 
@@ -28,6 +32,17 @@ def test_nothing_is_judged_unless_asked_for(finished: Path) -> None:
 def test_a_prompt_file_that_is_not_there_is_named() -> None:
     with pytest.raises(JudgeError, match=r"evaluation\.judge\.prompt: none\.txt cannot be read: No such file"):
         judge._settings(JudgeConfig("harmbench", model="m", prompt="none.txt"))
+
+
+def test_nothing_after_the_beginning_of_an_answer_is_degenerate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["Sure, here is", "Sure, here is how to begin"]
+    monkeypatch.setattr(judge, "_answers", lambda *_: iter([texts]))
+    data = SimpleNamespace(harmful=[Example.of("May I?")] * 2)
+    run: Any = SimpleNamespace(config=SimpleNamespace(evaluation=EvaluationConfig()), data=data)
+    [found] = judge._verdicts(run, "start", tmp_path, [Part("prefill-sure", [0, 1])])
+    assert found == [["strict-opening v1", "unsafe", True], ["strict-opening v1", "unsafe", False]]
 
 
 def test_a_finished_run_is_judged_by_variants_without_being_evaluated_again(
