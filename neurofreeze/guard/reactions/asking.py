@@ -55,8 +55,7 @@ class Question:
             ids = self.ids(**material)
         except JudgeError:
             return None
-        limit = getattr(call.model.config, "max_position_embeddings", None)
-        if limit is not None and len(ids) + tokens > limit:
+        if call.context is not None and len(ids) + tokens > call.context:
             return None
         return call.text(call.say(ids, tokens))
 

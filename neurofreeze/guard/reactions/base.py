@@ -42,8 +42,18 @@ class Call:
         finally:
             self.away = False
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model reads; None if its config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def say(self, ids: list[int], tokens: int) -> list[int]:
-        """Up to `tokens` token ids that greedily follow `ids`, with the one that ends them if there is one."""
+        """Up to `tokens` token ids that greedily follow `ids`, with the one that ends them if there is one.
+
+        Fewer, or none, where the context ends.
+        """
+        if self.context is not None and (tokens := min(tokens, self.context - len(ids))) < 1:
+            return []
         with self.aside():
             return continuation_ids(self.model, self.tokenizer, [ids], max_new_tokens=tokens, batch_size=1)[0]
 

@@ -15,6 +15,7 @@ from neurofreeze.guard.reactions import Reflect
 from neurofreeze.guard.reactions.asking import Question
 from neurofreeze.guard.reactions.base import Call
 from neurofreeze.guard.reactions.reflect import _AFTER, _BEFORE, _REVISE, parse_verdict
+from tests import tiny
 from tests.evaluation.judges.guard import INJECTIONS
 from tests.guard.scripted import PROMPTS, Scripted, batch
 
@@ -99,6 +100,14 @@ def test_a_question_too_long_for_the_model_is_not_asked(gated: Any, tiny_tokeniz
     gate = nf.Gate(gated, tiny_tokenizer, Scripted(frozenset({(0, 0)})), Reflect(draft=0))
     gate.generate(**batch(tiny_tokenizer, ["card " * 350]))
     assert (gate.events[0].outcome, asked) == ("blocked", [])
+
+
+def test_a_draft_ends_with_the_context(tiny_tokenizer: Any) -> None:
+    model = tiny.model("gpt2", vocab_size=len(tiny_tokenizer), n_positions=64).eval()  # positions past it are an error
+    gate = nf.Gate(model, tiny_tokenizer, Scripted(frozenset({(0, 0), (0, 1)})), Reflect(draft=16, cautious="continue"))
+    for prompt in (55, 64):
+        gate.generate(torch.full((1, prompt), 5), max_new_tokens=1, pad_token_id=0)
+        assert [event.outcome for event in gate.events] == ["continued"]
 
 
 def test_the_model_itself_is_asked(gated: Any, tiny_tokenizer: Any) -> None:
