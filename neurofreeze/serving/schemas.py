@@ -46,6 +46,10 @@ def _stops(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+# The length is the list's own: that of None would be an error of the validator's, not of the request.
+_Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -73,9 +77,7 @@ class ChatRequest(_Model):
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_stops), Field(max_length=4)] = (
-        None
-    )
+    stop: Annotated[_Stops | None, BeforeValidator(_stops)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from neurofreeze.serving.errors import ApiError
-from neurofreeze.serving.schemas import parse
+from neurofreeze.serving.schemas import ChatRequest, parse
 
 SAID = "a very private question"
 
@@ -48,6 +48,12 @@ def test_what_callers_send_is_understood() -> None:
     assert [message.content for message in found.messages] == ["be brief", "one two"]
     assert found.stop == ["\n"]
     assert found.temperature == 1.0
+
+
+def test_null_is_as_good_as_nothing() -> None:
+    optional = [name for name, field in ChatRequest.model_fields.items() if not field.is_required()]
+    assert {"stop", "seed", "stream_options"} <= set(optional)
+    assert parse(json.dumps(fields(**dict.fromkeys(optional))).encode()) == parse(json.dumps(fields()).encode())
 
 
 @pytest.mark.parametrize(
