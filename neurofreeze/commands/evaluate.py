@@ -20,8 +20,9 @@ def main(overrides: Sequence[str]) -> int:
 def work(run: Run, _: str) -> int:
     """Evaluate the start and every trained arm."""
     from neurofreeze.distributed import first_rank
-    from neurofreeze.stages import evaluate, migration
+    from neurofreeze.stages import align, evaluate, migration
 
+    align.require_same_weights(run)
     trained = first_rank(lambda: [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None])
     for name in (evaluate.START, *trained):
         evaluate.run(run, name)

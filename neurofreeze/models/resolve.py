@@ -8,6 +8,7 @@ from pathlib import Path
 from neurofreeze import hub
 from neurofreeze.errors import ModelError
 
+_LOCAL = "local folder"
 # Weights and text only: no Python files, no pickled .bin weights.
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -35,6 +36,11 @@ class ModelSource:
     folder: Path
     origin: str
 
+    @property
+    def may_change(self) -> bool:
+        """Whether other weights may come to be in its place."""
+        return self.origin == _LOCAL
+
 
 def resolve(model: str, revision: str | None = None) -> ModelSource:
     """Find `model` and make sure its files are on this machine.
@@ -50,7 +56,7 @@ def resolve(model: str, revision: str | None = None) -> ModelSource:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{model} has no config.json; expected the folder of a Hugging Face checkpoint")
-        return ModelSource(path, "local folder")
+        return ModelSource(path, _LOCAL)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"no file {model}; expected a GGUF file, a checkpoint folder or a hub repository id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ def test_every_strategy_leaves_a_mask_and_its_random_control(
     for site, bits in mask.bits.items():
         assert bits.sum() == random.bits[site].sum()
     assert result(tmp_path)["neurons"] == mask.count
+
+
+def test_weights_that_were_written_anew_are_another_run_s(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_checkpoint, model)
+    assert select(model, folder, "random") == select(model, folder, "random") == 0
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-2] + bytes(2))
+    for command in ("select", "evaluate"):
+        assert neurofreeze(command, model, folder, "strategy=random") == 1
+        assert f"the weights in {model} were written anew since {folder} began" in capsys.readouterr().err
+    assert select(tiny_checkpoint, folder, "random", "overwrite=true") == 0
 
 
 def test_a_checkpoint_compared_with_itself_has_changed_nowhere(
