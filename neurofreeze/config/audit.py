@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -92,7 +93,8 @@ class AuditConfig:
             found = getattr(self, needed)
             check(bool(found), needed, found, f"a folder, since intervention={self.intervention}")
         given = bool(self.strengths) and len(set(self.strengths)) == len(self.strengths)
-        check(given, "strengths", self.strengths, "one or more numbers, each once")
+        finite = all(map(math.isfinite, self.strengths))
+        check(given and finite, "strengths", self.strengths, "one or more finite numbers, each once")
         check(self.tolerance >= 0, "tolerance", self.tolerance, "a number of nats not below 0")
         check(self.tokens > 0, "tokens", self.tokens, "a positive number")
         check(self.max_length > 0, "max_length", self.max_length, "a positive number")
