@@ -32,13 +32,12 @@ def run(run: Run) -> None:
             "draws": c.draws,
             "data": run.data.digests("harmful", "general"),
         }
-        run.folder.run("validate-prune", settings, lambda: _prune(run))
-        console.print(_table(pruned(run)))
+        console.print(_table(_measured(run.folder.run("validate-prune", settings, lambda: _prune(run)))))
     if c.mode == "groups":
         group_pruning.run(run)
     if c.splits:
-        run.folder.run("validate-stability", {"selection": selection, "splits": c.splits}, lambda: _stability(run))
-        found = mean(overlaps(run))
+        settings = {"selection": selection, "splits": c.splits}
+        found = mean(_overlaps(run.folder.run("validate-stability", settings, lambda: _stability(run))))
         say(
             f"choices on halves of the calibration sets overlap by {found.jaccard:.3f}, by chance {found.by_chance:.3f}"
         )
@@ -46,14 +45,20 @@ def run(run: Run) -> None:
 
 def pruned(run: Run) -> dict[str, Pruned]:
     """What was measured of "whole", "chosen", "random 0"...; empty if the masks at hand were not validated so."""
-    found = checked(run, "validate-prune") or {"pruned": {}}
-    return {name: Pruned(**measured) for name, measured in found["pruned"].items()}
+    return _measured(checked(run, "validate-prune") or {"pruned": {}})
 
 
 def overlaps(run: Run) -> list[Overlap]:
     """The overlap of each split's two choices; empty if the masks at hand were not validated so."""
-    found = checked(run, "validate-stability") or {"overlaps": []}
-    return [Overlap(**overlap) for overlap in found["overlaps"]]
+    return _overlaps(checked(run, "validate-stability") or {"overlaps": []})
+
+
+def _measured(result: dict[str, Any]) -> dict[str, Pruned]:
+    return {name: Pruned(**measured) for name, measured in result["pruned"].items()}
+
+
+def _overlaps(result: dict[str, Any]) -> list[Overlap]:
+    return [Overlap(**overlap) for overlap in result["overlaps"]]
 
 
 def _prune(run: Run) -> dict[str, Any]:
