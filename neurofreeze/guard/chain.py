@@ -107,6 +107,7 @@ class Chain:
         call = self._call(
             ids, attention, budget(self.model, generation_config, arguments, config, ids.shape[1]), config
         )
+        asked = self._asked(call, requests, config.num_return_sequences or 1)
         criteria = arguments.pop("stopping_criteria", None)
         finishing = Finishing(criteria, config, arguments.get("tokenizer"), len(ids))
         held = HeldStreamer(streamer) if streamer is not None and withdraws else None
@@ -126,7 +127,7 @@ class Chain:
             row[prompt : finishing.lengths.get(number, len(row))]
             for number, row in enumerate(_sequences(result).tolist())
         ]
-        answers = {**session.answers, **self._filtered(call, own, session.answers, requests)}
+        answers = {**session.answers, **self._filtered(call, asked, own, session.answers)}
         result = replaced(
             result, answers, finishing.lengths, prompt, _first(config.pad_token_id, config.eos_token_id) or 0
         )
@@ -139,22 +140,21 @@ class Chain:
         end = _first(config.eos_token_id, self.tokenizer.eos_token_id)
         return Call(self.model, self.tokenizer, prompts, tokens, end)
 
+    def _asked(self, call: Call, requests: Sequence[str] | None, copies: int) -> list[str]:
+        """What filters judge each row's answer to; nothing without filters."""
+        if not self.filters:
+            return []
+        if requests is None:
+            return [call.text(prompt) for prompt in call.prompts]
+        prompts = len(call.prompts) // copies
+        if len(requests) != prompts:
+            raise GuardError(f"there are {len(requests)} requests for {prompts} prompts; expected one a prompt")
+        return [request for request in requests for _ in range(copies)]
+
     def _filtered(
-        self,
-        call: Call,
-        own: list[list[int]],
-        replacing: dict[int, list[int]],
-        requests: Sequence[str] | None,
+        self, call: Call, asked: list[str], own: list[list[int]], replacing: dict[int, list[int]]
     ) -> dict[int, list[int]]:
         """Row -> the refusal that a filter puts in place of an answer."""
-        if not self.filters:
-            return {}
-        asked = [call.text(prompt) for prompt in call.prompts]
-        if requests is not None:
-            copies, rest = divmod(len(asked), max(1, len(requests)))
-            if rest or not copies:
-                raise GuardError(f"there are {len(requests)} requests for {len(asked)} answers; expected one a prompt")
-            asked = [request for request in requests for _ in range(copies)]
         refusals: dict[int, list[int]] = {}
         for part in self.filters:
             current = [{**replacing, **refusals}.get(row, ids) for row, ids in enumerate(own)]

@@ -108,6 +108,14 @@ def test_a_filter_sees_answers_without_what_follows_their_end(gated: Any, tiny_t
     assert PROMPTS[0] in judge.requests[0], "without requests, the prompt"
 
 
+def test_each_of_several_answers_is_judged_to_its_own_request(gated: Any, tiny_tokenizer: Any) -> None:
+    judge = Rows(*["safe"] * 4)
+    several = {"num_return_sequences": 2, "do_sample": True}
+    inputs = batch(tiny_tokenizer, PROMPTS[:2])
+    Chain(gated, tiny_tokenizer, [], [Filter(judge)]).generate(**inputs, **several, requests=["a", "b"])
+    assert judge.requests == ["a", "a", "b", "b"]
+
+
 def test_nothing_is_streamed_before_a_filter_has_judged_it(gated: Any, tiny_tokenizer: Any) -> None:
     inputs = batch(tiny_tokenizer, PROMPTS[:1])
     streamed = []
@@ -124,8 +132,9 @@ def test_a_judge_that_is_short_of_verdicts_is_an_error(gated: Any, tiny_tokenize
     chain = Chain(gated, tiny_tokenizer, [], [Filter(Rows("safe"))])
     with pytest.raises(GuardError, match="1 verdicts on 3 answers"):
         chain.generate(**batch(tiny_tokenizer))
-    with pytest.raises(GuardError, match="2 requests for 3 answers"):
-        chain.generate(**batch(tiny_tokenizer), requests=["a", "b"])
+    for asked in (["a", "b"], ["a"]):  # one would part three evenly, and be none of two of them
+        with pytest.raises(GuardError, match=f"{len(asked)} requests for 3 prompts"):
+            chain.generate(**batch(tiny_tokenizer), requests=asked)
     with pytest.raises(GuardError, match="action is 'delete'"):
         Filter(Rows(), action="delete")  # type: ignore[arg-type]
     with pytest.raises(GuardError, match="undecided is 'maybe'"):
