@@ -60,6 +60,14 @@ class GateConfig:
     def __post_init__(self) -> None:
         check(0 < self.fit_share < 1, "fit_share", self.fit_share, "a number in (0, 1)")
         check(self.target is None or 0 <= self.target < 1, "target", self.target, "a number in [0, 1) or null")
+        # Without, the gate would be fitted first and refused then.
+        own = self.target is not None or self.trigger.name == "lif"
+        check(own, "target", self.target, f"a number, since trigger {self.trigger.name} has no threshold of its own")
+        if self.trigger.name == "lif" or self.reaction.name == "blend":
+            who = "trigger lif" if self.trigger.name == "lif" else "reaction blend"
+            check(self.expert is not None, "expert", self.expert, f"a model, since {who} needs one")
+        else:
+            check(self.expert is None, "expert", self.expert, "null: neither this trigger nor this reaction needs one")
         check(self.steps is None or self.steps > 0, "steps", self.steps, "a positive number of tokens or null")
         check(bool(self.harmful and self.benign), "harmful, benign", [], "one or more data sets each")
         check(self.batch_size > 0, "batch_size", self.batch_size, "a positive number")

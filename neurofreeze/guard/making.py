@@ -43,9 +43,9 @@ def make_gate(
     )
     if config.trigger.name == "lif":  # nothing to fit
         fitting, calibrating = ([], []), (harmful, benign)
-    trigger = _trigger(config, model, tokenizer, fitting)
     kind = REACTIONS[config.reaction.name]
     reaction = kind(**_known(config.reaction.options, [field.name for field in fields(kind)], "reaction"))
+    trigger = _trigger(config, model, tokenizer, fitting)
     gate = Gate(model, tokenizer, trigger, reaction, steps=config.steps, expert=expert)
     gate.calibrate(*calibrating, target=config.target, batch_size=config.batch_size)
     return gate

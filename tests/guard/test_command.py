@@ -11,7 +11,7 @@ import neurofreeze as nf
 from neurofreeze.cli import main
 from neurofreeze.config.gate import GateConfig, ReactionConfig, TriggerConfig
 from neurofreeze.data.examples import Example
-from neurofreeze.errors import ConfigError
+from neurofreeze.errors import ConfigError, GuardError
 from neurofreeze.guard.making import make_gate, parted
 from neurofreeze.models.load import load_model
 from tests.guard.scripted import batch
@@ -30,8 +30,8 @@ def test_a_gate_is_made_and_guards(
     assert not set(gate.trigger.prompts) & set(gate.calibration.prompts)
     gate.generate(**batch(tiny_tokenizer))
     assert len(gate.events) == 3
-    assert main(["gate", f"model={tiny_checkpoint}", "trigger.name=lif"]) == 1
-    assert "needs an expert" in capsys.readouterr().err
+    assert main(["gate", f"model={tiny_checkpoint}", "trigger.name=lif"]) == 2
+    assert "expert is None; expected a model, since trigger lif needs one" in capsys.readouterr().err
 
 
 def test_what_is_unknown_is_refused(gated: Any, tiny_tokenizer: Any, harmful: Any, benign: Any) -> None:
@@ -51,9 +51,21 @@ def test_what_is_unknown_is_refused(gated: Any, tiny_tokenizer: Any, harmful: An
         lambda: GateConfig(fit_share=1.0),
         lambda: GateConfig(steps=0),
         lambda: GateConfig(target=1.0),
+        lambda: GateConfig(target=None),
+        lambda: GateConfig(reaction=ReactionConfig(name="blend")),
+        lambda: GateConfig(expert="e"),
     ):
         with pytest.raises(ConfigError, match="expected"):
             make()
+
+
+def test_a_reaction_out_of_range_is_refused_before_anything_is_fitted(
+    gated: Any, tiny_tokenizer: Any, harmful: Any, benign: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(gated), "forward", lambda *_, **__: pytest.fail("the model ran"))
+    wrong = GateConfig(reaction=ReactionConfig(name="reflect", options={"draft": -1}))
+    with pytest.raises(GuardError, match="draft is -1"):
+        make_gate(wrong, gated, tiny_tokenizer, harmful, benign)
 
 
 def test_parting_is_the_same_for_the_same_seed() -> None:
