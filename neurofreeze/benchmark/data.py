@@ -38,6 +38,8 @@ class SuiteData:
         # Collections of harmful requests quote each other; a request counts in the primary set only.
         primary = {example.key for example in sets.harmful}
         elsewhere = [example for example in elsewhere if example.key not in primary]
+        if suite.elsewhere and not elsewhere:
+            raise DataError(f"suite.elsewhere={suite.elsewhere} has only requests of data.harmful; expected others")
         for role, rows in sets.roles().items():
             require_disjoint({f"data.{role}": rows, "suite.elsewhere": elsewhere})
         if found.drop_refusals:

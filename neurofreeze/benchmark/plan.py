@@ -121,6 +121,11 @@ def _require_benchmark(name: str, arm: SuiteArmConfig, config: Config, base: Con
         "monitor.every": (config.monitor.every, 0),
         "method": (config.method.name if config.hardens else "", ""),
     }
+    if config.evaluation.variants or config.evaluation.judge.name != "phrases":
+        raise ConfigError(
+            f"arm {name}: evaluation.variants or evaluation.judge is set; a benchmark counts plain refusals, "
+            "by evaluation.phrases. Keep checkpoints with suite.keep=true, and judge each by `neurofreeze evaluate`"
+        )
     for key, (found, expected) in unfit.items():
         if found != expected:
             raise ConfigError(

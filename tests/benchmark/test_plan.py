@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from neurofreeze.benchmark.data import SuiteData
 from neurofreeze.benchmark.plan import Place, Plan
 from neurofreeze.config.benchmark import SuiteConfig
-from neurofreeze.errors import ConfigError
+from neurofreeze.errors import ConfigError, DataError
 
 
 def suite(**arms: Any) -> SuiteConfig:
@@ -54,6 +56,8 @@ def test_fine_tuning_sets_have_settings_of_their_own() -> None:
         ({"evaluation.limit": 5}, "arm odd has other settings of evaluation"),
         ({"training.max_length": 64}, "arm odd has other settings of training.max_length"),
         ({"training.save_steps": 2}, "arm odd: training.save_steps is 2; expected 0"),
+        ({"evaluation.variants": ["plain"]}, "arm odd: evaluation.variants or evaluation.judge is set"),
+        ({"evaluation.judge": {"name": "guard", "model": "m"}}, "arm odd: evaluation.variants or evaluation.judge"),
     ],
 )
 def test_arms_that_cannot_be_compared_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -76,3 +80,11 @@ def test_arms_that_cannot_be_compared_are_refused(settings: dict[str, Any], mess
 def test_suites_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SuiteConfig(**settings)
+
+
+def test_requests_of_another_kind_must_be_others(tmp_path: Path) -> None:
+    same = SuiteConfig(elsewhere="bundled:harmful/evaluation")
+    with pytest.raises(
+        DataError, match=r"suite\.elsewhere=bundled:harmful/evaluation has only requests of data\.harmful"
+    ):
+        SuiteData.read(Plan.of(same, []).bases["domain"], same, same.sets["domain"], tmp_path)
