@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from neurofreeze.errors import GuardError
 from neurofreeze.evaluation.judges.base import Judge, Verdict
-from neurofreeze.guard.reactions.refuse import TEXT
+from neurofreeze.guard.reactions.refuse import TEXT, require_words
 
 Action = Literal["refuse", "flag"]
 
@@ -21,24 +21,27 @@ class Filter:
         action: "refuse": `text` is given in place of what is unsafe; "flag": an event and nothing else.
         text: of a refusal.
         undecided: what an answer is that the judge could not decide about.
+        label: in events; None for the judge's, which may be a path or an address.
 
     Raises:
-        GuardError: if there is no such action.
+        GuardError: if there is no such action, or the text has no words.
     """
 
     def __init__(
-        self, judge: Judge, action: Action = "refuse", text: str = TEXT, undecided: Literal["unsafe", "safe"] = "unsafe"
+        self,
+        judge: Judge,
+        action: Action = "refuse",
+        text: str = TEXT,
+        undecided: Literal["unsafe", "safe"] = "unsafe",
+        label: str | None = None,
     ) -> None:
         if action not in get_args(Action):
             raise GuardError(f"a filter's action is {action!r}; expected one of {', '.join(get_args(Action))}")
         if undecided not in ("unsafe", "safe"):
             raise GuardError(f"undecided is {undecided!r}; expected 'unsafe' or 'safe'")
+        require_words(text)
         self.judge, self.action, self.text, self.undecided = judge, action, text, undecided
-
-    @property
-    def label(self) -> str:
-        """The judge's."""
-        return self.judge.label
+        self.label = judge.label if label is None else label
 
     @property
     def withdraws(self) -> bool:

@@ -51,4 +51,5 @@ def _filter(name: str, config: FilterConfig) -> Filter:
         judge = load_judge(config.judge, "strict-opening")
     except JudgeError as error:  # judges name the settings of an evaluation
         raise JudgeError(str(error).replace(JudgeConfig.KEY, f"guard.filters.{name}.judge")) from error
-    return Filter(judge, config.action, text, config.undecided)  # type: ignore[arg-type]
+    # By its name in the settings: events go to callers of a server, whom its paths and addresses do not concern.
+    return Filter(judge, config.action, text, config.undecided, name)  # type: ignore[arg-type]

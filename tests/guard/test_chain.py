@@ -137,6 +137,8 @@ def test_a_judge_that_is_short_of_verdicts_is_an_error(gated: Any, tiny_tokenize
             chain.generate(**batch(tiny_tokenizer), requests=asked)
     with pytest.raises(GuardError, match="action is 'delete'"):
         Filter(Rows(), action="delete")  # type: ignore[arg-type]
+    with pytest.raises(GuardError, match="some words"):
+        Filter(Rows(), text="")
     with pytest.raises(GuardError, match="undecided is 'maybe'"):
         Filter(Rows(), undecided="maybe")  # type: ignore[arg-type]
 
@@ -174,7 +176,7 @@ def test_settings_make_a_chain(
     judged = FilterConfig(judge=FilterJudgeConfig(name="guard", model="some/guard"), action="flag", text="No.")
     chain = load_chain(GuardConfig(gates=[str(folder)], filters={"it": judged}, expert="e"), gated, tiny_tokenizer)
     assert [gate.trigger.name for gate in chain.gates] == ["lif"]
-    assert [(part.label, part.action, part.text) for part in chain.filters] == [("rows", "flag", "No.")]
+    assert [(part.label, part.action, part.text) for part in chain.filters] == [("it", "flag", "No.")]
     plain = load_chain(GuardConfig(), gated, tiny_tokenizer)
     inputs = batch(tiny_tokenizer)
     assert torch.equal(plain.generate(**inputs), gated.generate(**inputs))

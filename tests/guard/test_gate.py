@@ -274,6 +274,7 @@ def test_a_threshold_that_is_no_number_is_refused(gated: Any, tiny_tokenizer: An
         (lambda m, t, e: Blend(lasting=0), "lasting is 0"),
         (lambda m, t, e: Reflect(cautious="maybe"), "cautious is 'maybe'"),  # type: ignore[arg-type]
         (lambda m, t, e: Reflect(draft=-1), "draft is -1"),
+        (lambda m, t, e: Reflect(text=None), "some words"),  # type: ignore[arg-type]
         (lambda m, t, e: LifTrigger(tau=0.5), "tau is 0.5"),
         (lambda m, t, e: LifTrigger(keep=1.0), "keep is 1.0"),
     ],

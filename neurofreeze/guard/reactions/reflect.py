@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from neurofreeze.errors import GuardError
 from neurofreeze.guard.reactions.asking import Question
 from neurofreeze.guard.reactions.base import Call, Decision, Once
-from neurofreeze.guard.reactions.refuse import TEXT
+from neurofreeze.guard.reactions.refuse import TEXT, require_words
 from neurofreeze.guard.triggers.base import Step
 
 Verdict = Literal["continue", "revise", "block"]
@@ -53,6 +53,7 @@ class Reflect:
             raise GuardError(f"draft is {self.draft!r}; expected a number of tokens not below 0")
         if self.cautious not in get_args(Verdict):
             raise GuardError(f"cautious is {self.cautious!r}; expected one of {', '.join(get_args(Verdict))}")
+        require_words(self.text)
 
     def respond(self, call: Call) -> Reflecting:
         """The reaction in one call of generate."""

@@ -26,12 +26,17 @@ class Refuse:
     needs_expert: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str) or not self.text.strip():
-            raise GuardError(f"the text of a refusal is {self.text!r}; expected some words")
+        require_words(self.text)
 
     def respond(self, call: Call) -> _Refusing:
         """The reaction in one call of generate."""
         return _Refusing(call.answer(self.text))
+
+
+def require_words(text: object) -> None:
+    """Raise GuardError unless a refusal says something."""
+    if not isinstance(text, str) or not text.strip():
+        raise GuardError(f"the text of a refusal is {text!r}; expected some words")
 
 
 class _Refusing(Once):
