@@ -42,12 +42,11 @@ class Example:
 
     @property
     def record(self) -> str:
-        """Prompt, what came before it, and answer, as digests take them."""
-        before = f"{self.turns[:-1]!r} " if len(self.turns) > 1 else ""
-        return f"{self.key} {before}{self.response!r}"
+        """The conversation and its answer to the letter, as digests take them."""
+        return f"{self.turns!r} {self.response!r}"
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """SHA-256 over conversations and answers; independent of their order, and of what `Example.key` disregards."""
-    lines = sorted(example.record for example in examples)
+    """SHA-256 over conversations and answers to the letter, in their order, by which training draws them."""
+    lines = [example.record for example in examples]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -32,7 +32,7 @@ class Preference(Example):
 
     @property
     def record(self) -> str:
-        """Prompt and both answers."""
+        """The conversation and both answers."""
         return f"{super().record} {self.rejected!r}"
 
 

@@ -1,4 +1,4 @@
-"""Examples: what makes two prompts the same, and digests that do not depend on order."""
+"""Examples: what makes two prompts the same, and digests by which a change of the data is seen."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def test_prompt_is_the_last_turn_and_messages_are_all() -> None:
     assert example.messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
 
-def test_digest_ignores_order_and_sees_prompts_and_answers() -> None:
+def test_digest_sees_prompts_and_answers_to_the_letter_and_their_order() -> None:
     a, b = Example.of("one", "1"), Example.of("two", "2")
-    assert digest([a, b]) == digest([b, a])
-    assert digest([a, b]) != digest([a, Example.of("two", "3")])
-    assert digest([a, b]) != digest([a, Example.of("three", "2")])
-    assert digest([a]) != digest([a, a])
+    others = [[b, a], [a, Example.of("two", "3")], [a, Example.of("Two?", "2")], [a], [a, b, b]]
+    assert digest([a, b]) == digest([Example.of("one", "1"), b])
+    assert len({digest(found) for found in ([a, b], *others)}) == 6
 
 
 def test_digest_sees_what_came_before_the_prompt() -> None:
