@@ -110,6 +110,11 @@ class NeuronMask:
         config = replace(mask.config, fingerprint=None, strategy={"name": "random_like", "seed": seed}, calibration={})
         return cls(bits, config)
 
+    @classmethod
+    def random_draws(cls, mask: NeuronMask, seed: int, draws: int) -> list[NeuronMask]:
+        """As many masks of `random_like`, none of which is drawn by another seed."""
+        return [cls.random_like(mask, seed * draws + draw) for draw in range(draws)]
+
     @property
     def count(self) -> int:
         """Number of chosen neurons."""

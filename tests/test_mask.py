@@ -139,6 +139,13 @@ def test_random_like_chooses_as_many_at_every_site(row: Any, seed: int) -> None:
     assert control == NeuronMask.random_like(mask, seed)
 
 
+def test_neighbouring_seeds_draw_no_mask_in_common(neuron_map: NeuronMap) -> None:
+    mask = NeuronMask.random(neuron_map, 0.25, seed=0)
+    drawn = [NeuronMask.random_draws(mask, seed, draws=3) for seed in (0, 1, 2)]
+    assert [len(own) for own in drawn] == [3, 3, 3]
+    assert len({own.config.strategy["seed"] for found in drawn for own in found}) == 9
+
+
 def test_random_like_does_not_depend_on_which_neurons_were_chosen() -> None:
     row = np.arange(TOTAL) % 2 == 0
     other = row.copy()

@@ -66,8 +66,8 @@ def _prune(run: Run) -> dict[str, Any]:
         name, own = ssah.GROUPS[code], groups.mask(code)
         if own.count:
             masks[name] = own
-            for draw in range(c.validate.draws):
-                masks[f"random like {name}, {draw}"] = NeuronMask.random_like(own, c.seed + draw)
+            for number, draw in enumerate(NeuronMask.random_draws(own, c.seed, c.validate.draws)):
+                masks[f"random like {name}, {number}"] = draw
     data = EvaluationData(run.data.harmful, run.data.lookalikes, run.data.holdout, run.data.general)
     model, tokenizer = load_model(run.start), load_tokenizer(run.start)
     rows = []

@@ -65,7 +65,8 @@ def _prune(run: Run) -> dict[str, Any]:
     c = run.config
     mask = NeuronMask.from_pretrained(run.mask("safety"))
     masks: dict[str, NeuronMask | None] = {"whole": None, "chosen": mask}
-    masks |= {f"random {draw}": NeuronMask.random_like(mask, c.seed + draw) for draw in range(c.validate.draws)}
+    drawn = NeuronMask.random_draws(mask, c.seed, c.validate.draws)
+    masks |= {f"random {number}": draw for number, draw in enumerate(drawn)}
     model, tokenizer = load_model(run.start), load_tokenizer(run.start)
     size = c.evaluation.batch_size
     with stage("validate by pruning", steps(run.data.harmful, run.data.general, size) * len(masks)) as bar:

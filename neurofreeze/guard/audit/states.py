@@ -109,7 +109,7 @@ def pruned(config: AuditConfig, folder: Path) -> list[State]:
         if top.count == 0:
             raise ConfigError(f"prune.shares has {share:g}, less than one neuron of {scores.neuron_map.total}")
         percent = f"{100 * share:g} %"
-        draws = [NeuronMask.random_like(top, config.seed + draw) for draw in range(config.prune.draws)]
+        draws = NeuronMask.random_draws(top, config.seed, config.prune.draws)
         names = [""] if len(draws) == 1 else [f", draw {number}" for number in range(len(draws))]
         control = f"random-{share:g}-0"
         found.append(_ablated(f"top-{share:g}", f"top {percent}", "highest scores", top, share, control))
