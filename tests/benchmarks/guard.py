@@ -57,6 +57,18 @@ class Setting:
         return load_model(resolve(name, None).folder).eval()
 
 
+class _Sizes:
+    """All that a gate which never fires asks of a tokenizer: nothing is decoded here."""
+
+    eos_token_id = None
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
 class Bench:
     """The models, and the arms by name: what each does in one turn."""
 
@@ -87,9 +99,14 @@ class Bench:
 
     def gate(self, trigger: Any) -> Callable[[], Any]:
         expert = self.expert if trigger.needs_expert else None
-        # Nothing is decoded here: all that the gate asks of a tokenizer is how many tokens it has.
-        tokenizer = range(self.model.config.get_text_config().vocab_size)
-        gate = nf.Gate(self.model, tokenizer, trigger, Flag(), steps=None, expert=expert)
+        gate = nf.Gate(
+            self.model,
+            _Sizes(self.model.config.get_text_config().vocab_size),
+            trigger,
+            Flag(),
+            steps=None,
+            expert=expert,
+        )
         gate.threshold = _NEVER
         return self.of(gate)
 

@@ -1,4 +1,4 @@
-"""The guard benchmark's own arithmetic, on made-up seconds."""
+"""The guard benchmark's own arithmetic, on made-up seconds, and that its arms run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from tests.benchmarks.guard import table
+from tests.benchmarks.guard import Bench, Setting, table
 
 
 def test_each_arm_is_compared_with_what_its_goal_names() -> None:
@@ -25,6 +25,13 @@ def test_each_arm_is_compared_with_what_its_goal_names() -> None:
     assert lines["lif"][2:6] == ["two models", "19.6", "1.020 [1.020, 1.020]", "<= 1.05: met"]
     assert lines["lif, published"][2] == "lif"
     assert lines["lif, published"][4].startswith("3.000")
+
+
+def test_a_gate_that_never_fires_writes_what_plain_generate_writes() -> None:
+    bench = Bench(Setting(None, None, batch=2, tokens=3, threads=1, cpu_time=True), expert=False)
+    arms = bench.arms()
+    for label in ("probe", "neurons"):
+        assert arms[label]().tolist() == arms["plain"]().tolist()
 
 
 def _cells(line: str) -> list[str]:
