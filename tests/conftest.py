@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,8 @@ from neurofreeze.console import quiet
 from tests import deepspeed_operators, tiny
 
 quiet()
+# A shell that runs the tests in the background has them ignore Ctrl-C, and all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 deepspeed_operators.use_own_cache()
 # The machines that run this have few cores, and tests run side by side.
 torch.set_num_threads(1)
