@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -61,7 +62,7 @@ def run_distributed_test(
             process.start()
             writer.close()
         try:
-            failures = _outcomes([reader for reader, _ in pipes], timeout)
+            failures = _outcomes([reader for reader, _ in pipes], ranks, timeout)
         finally:
             done.set()
             for process in ranks:
@@ -80,7 +81,7 @@ def process_context() -> Any:
     return mp.get_context("forkserver" if forked else "spawn")
 
 
-def _outcomes(readers: list[Any], timeout: float) -> dict[int, str]:
+def _outcomes(readers: list[Any], ranks: list[Any], timeout: float) -> dict[int, str]:
     """Rank -> what went wrong. Returns when all ranks have reported, or soon after the first failure."""
     waiting: dict[Any, int] = dict(zip(readers, range(len(readers)), strict=True))
     failures: dict[int, str] = {}
@@ -94,13 +95,22 @@ def _outcomes(readers: list[Any], timeout: float) -> dict[int, str]:
             try:
                 message = reader.recv()
             except EOFError:
-                message = "died without a word"
+                message = _death(ranks[rank])
             if message is not None:
                 failures[rank] = message
                 deadline = min(deadline, time.monotonic() + _GRACE)
     if waiting and not failures:
         failures = dict.fromkeys(waiting.values(), f"still running after {timeout:.0f} s")
     return failures
+
+
+def _death(process: Any) -> str:
+    """What is known of a rank that has closed its pipe and said nothing."""
+    process.join(_GRACE)
+    code = process.exitcode
+    if code is None:
+        return f"closed its pipe and was still running after {_GRACE:.0f} s"
+    return f"died of {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code} before it reported"
 
 
 def _environment(rank: int, world_size: int) -> dict[str, str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,14 @@ def fail_on_rank_one() -> None:
         raise ValueError("this rank is broken")
 
 
-def die_on_rank_one() -> None:
+def leave_on_rank_one() -> None:
     if dist.get_rank() == 1:
         os._exit(7)
+
+
+def crash_on_rank_one() -> None:
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang_on_rank_one() -> None:
@@ -72,9 +79,13 @@ def test_a_very_long_message_is_cut_at_its_beginning() -> None:
     assert len(str(caught.value)) < 15_000
 
 
-def test_a_dying_rank_fails_the_test() -> None:
-    with pytest.raises(AssertionError, match="rank 1: died without a word"):
-        run_distributed_test(die_on_rank_one, world_size=2)
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [(leave_on_rank_one, "left with exit code 7 before it reported"), (crash_on_rank_one, "died of SIGKILL")],
+)
+def test_a_dying_rank_fails_the_test_and_says_of_what(end: Callable[[], None], message: str) -> None:
+    with pytest.raises(AssertionError, match=f"rank 1: {message}"):
+        run_distributed_test(end, world_size=2)
 
 
 def test_a_hanging_rank_fails_the_test() -> None:
