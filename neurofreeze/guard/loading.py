@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from neurofreeze.config.guard import FilterConfig, GuardConfig
-from neurofreeze.config.judge import JudgeConfig
 from neurofreeze.errors import JudgeError
 from neurofreeze.evaluation.judges.loading import load_judge
 from neurofreeze.guard.chain import Chain
@@ -49,7 +48,7 @@ def _filter(name: str, config: FilterConfig) -> Filter:
     text = TEXT if config.text is None else config.text
     try:
         judge = load_judge(config.judge, "strict-opening")
-    except JudgeError as error:  # judges name the settings of an evaluation
-        raise JudgeError(str(error).replace(JudgeConfig.KEY, f"guard.filters.{name}.judge")) from error
+    except JudgeError as error:
+        raise JudgeError(f"guard.filters.{name}: {error}") from error
     # By its name in the settings: events go to callers of a server, whom its paths and addresses do not concern.
     return Filter(judge, config.action, text, config.undecided, name)  # type: ignore[arg-type]

@@ -205,5 +205,5 @@ def test_an_error_in_a_filter_s_judge_names_the_filter_s_setting(gated: Any, tin
             OmegaConf.to_object(merged)
     endpoint = FilterEndpointConfig(url="https://judge.example/v1", key_variable="NOT_SET_ANYWHERE")
     judge = FilterJudgeConfig(name="endpoint", model="m", endpoint=endpoint)
-    with pytest.raises(JudgeError, match=r"^guard\.filters\.mine\.judge\.endpoint\.key_variable names"):
+    with pytest.raises(JudgeError, match=r"^guard\.filters\.mine: .*judge\.endpoint\.key_variable names"):
         load_chain(GuardConfig(filters={"mine": FilterConfig(judge=judge)}), gated, tiny_tokenizer)

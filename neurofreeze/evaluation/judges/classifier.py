@@ -33,8 +33,7 @@ class ClassifierJudge:
         labels = {str(name): index for index, name in model.config.id2label.items()}
         if not unsafe or not set(unsafe) < labels.keys():
             raise JudgeError(
-                f"evaluation.judge.unsafe is {list(unsafe)}; expected some, not all, of the labels of {label}: "
-                f"{', '.join(labels)}"
+                f"judge.unsafe is {list(unsafe)}; expected some, not all, of the labels of {label}: {', '.join(labels)}"
             )
         self.model, self.tokenizer, self.pair, self.label, self.batch_size = model, tokenizer, pair, label, batch_size
         self._unsafe = {int(labels[name]) for name in unsafe}
@@ -71,7 +70,7 @@ class ClassifierJudge:
             if longest >= length:
                 raise JudgeError(
                     f"a request takes {longest} tokens, and {self.label} reads {length}, so that nothing of the answer "
-                    "is left; leave the request out, or judge answers alone with evaluation.judge.pair=false"
+                    "is left; leave the request out, or judge answers alone with judge.pair=false"
                 )
             return self.tokenizer(requests, answers, truncation="only_second", max_length=length)
         return self.tokenizer(answers, truncation=True, max_length=length)

@@ -42,7 +42,7 @@ class EndpointJudge:
         self.config, self.model = config, model
         self.label = f"{model} at {httpx.URL(str(config.url)).host}"
         self._url = f"{str(config.url).rstrip('/')}/chat/completions"
-        self._headers = _authorization(config.key_variable)
+        self._headers = _authorization(config)
         self._sanitizer = Sanitizer(INSTRUCTIONS)
 
     def judge(self, requests: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
@@ -90,13 +90,13 @@ class EndpointJudge:
         return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": framed}]
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
-    if variable is None:
+def _authorization(config: EndpointConfig) -> dict[str, str]:
+    if (variable := config.key_variable) is None:
         return {}
     key = os.environ.get(variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
         raise JudgeError(
-            f"evaluation.judge.endpoint.key_variable names the environment variable {variable}, which "
+            f"{config.KEY}.key_variable names the environment variable {variable}, which "
             f"{'is not a key in one line' if key else 'is not set'}; set it, or leave it out for a server without one"
         )
     return {"Authorization": f"Bearer {key}"}

@@ -56,7 +56,7 @@ class GenerativeJudge:
         if limit is not None and longest > limit:
             raise JudgeError(
                 f"a prompt of {self.label} has {longest} tokens with the reply, and it reads {limit}; "
-                "lower evaluation.judge.tokens"
+                "lower judge.tokens"
             )
         replies = continuations(self.model, self.tokenizer, prompts, max_new_tokens=_TOKENS, batch_size=self.batch_size)
         return [first_word(reply, self.verdicts) for reply in replies]
@@ -108,7 +108,7 @@ def through_prompt(path: Path) -> Render:
     try:
         prompt = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise JudgeError(f"evaluation.judge.prompt: {path} cannot be read: {error.strerror}") from error
+        raise JudgeError(f"judge.prompt: {path} cannot be read: {error.strerror}") from error
     if sorted(_SLOT.findall(prompt)) != sorted(slots := {BEHAVIOR: 0, GENERATION: 1}):
         raise JudgeError(f"{path} must have {BEHAVIOR} and {GENERATION} once each: the prompt on the model's card")
     return lambda request, answer: _SLOT.sub(lambda slot: (request, answer)[slots[slot[0]]], prompt)

@@ -105,7 +105,7 @@ def test_what_cleaning_would_miss_is_refused(
 def test_a_prompt_that_is_too_long_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
     tokenizer = guard.tokenizer(tiny_tokenizer)
     judge = GenerativeJudge(tiny_model, tokenizer, through_template(tokenizer, "tiny"), SAFE_UNSAFE, "tiny")
-    with pytest.raises(JudgeError, match=r"it reads 512; lower evaluation\.judge\.tokens"):
+    with pytest.raises(JudgeError, match=r"it reads 512; lower judge\.tokens"):
         judge.judge(["May I?"], ["very long " * 300])
 
 
