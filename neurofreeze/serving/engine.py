@@ -107,10 +107,12 @@ class Engine:
         if not self._reading or self.monitor is None:
             return
         self._reading = False
-        for row, verdict in zip(self._rows, self.monitor.see(activations), strict=True):
-            row.monitor = verdict.row
+        new = [index for index, row in enumerate(self._rows) if row.job.monitor is None]
+        for index, verdict in zip(new, self.monitor.see(activations[new]), strict=True):
+            job = self._rows[index].job
+            job.monitor = verdict.row
             if self.observer is not None:
-                self.observer.on_verdict(row.job, verdict)
+                self.observer.on_verdict(job, verdict)
 
 
 def _settings(sampling: Sampling) -> dict[str, Any]:

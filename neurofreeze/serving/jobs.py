@@ -89,6 +89,7 @@ class Job:
         id: names it in events.
         cancelled: nobody waits for it.
         begun: some of the answer has been sent.
+        monitor: what the monitor found in the prompt, once it has read it: a job that is answered again counts once.
     """
 
     prompt: list[int]
@@ -101,6 +102,7 @@ class Job:
     id: str = field(default_factory=lambda: uuid4().hex[:16])
     cancelled: bool = False
     begun: bool = False
+    monitor: dict[str, Any] | None = None
 
     @property
     def late(self) -> bool:

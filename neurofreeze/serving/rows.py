@@ -34,7 +34,6 @@ class Row:
         self.generated, self.given = make(), make()
         self.dropped = self.over = False
         self.events: list[Event] = []
-        self.monitor: dict[str, Any] | None = None
 
     def put(self, token: int) -> None:
         """A token that nothing can take back any more."""
@@ -56,7 +55,7 @@ class Row:
         blocked = any(event.outcome == "blocked" for event in self.events)
         events = [{name: value for name, value in event.as_json().items() if name != "row"} for event in self.events]
         reason = "content_filter" if blocked else self.given.ending
-        self.job.send(Finished(reason, self.given.tokens, events, self.monitor))
+        self.job.send(Finished(reason, self.given.tokens, events, self.job.monitor))
 
 
 class Rows(BaseStreamer, StoppingCriteria):

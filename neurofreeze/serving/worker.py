@@ -62,7 +62,7 @@ class Worker:
         except Exception as error:
             log_failure(error)
             # What is wrong with one request, such as that it is too long for a filter, must not fail the others. Those
-            # of which nothing has been told are answered again, each alone; a monitor counts their prompts again.
+            # of which nothing has been told are answered again, each alone.
             alone = [job for job in batch if len(batch) > 1 and not (job.begun or job.cancelled or job.late)]
             for job in batch:
                 if job not in alone:

@@ -11,6 +11,7 @@ import torch
 import neurofreeze as nf
 from neurofreeze.config.monitor import DetectionConfig
 from neurofreeze.data.sources import read
+from neurofreeze.errors import JudgeError
 from neurofreeze.evaluation.judges.base import Verdict
 from neurofreeze.guard.chain import Chain
 from neurofreeze.guard.filters import Filter
@@ -217,3 +218,33 @@ def test_the_monitor_sees_prompts_and_not_the_guard_s_questions(
         engine.close()
     answers(engine, {"prompt": PROMPTS[0]})
     assert monitor.prompts == 6
+
+
+class Unwilling:
+    label = "unwilling"
+
+    def judge(self, requests: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+        if len(requests) > 1:
+            raise JudgeError("too much")
+        return [Verdict.SAFE]
+
+
+def test_a_prompt_that_is_read_again_since_its_batch_failed_counts_once(
+    model: Any, tiny_tokenizer: Any, monitor: Monitor
+) -> None:
+    monitor.restart()
+    engine = Engine(Chain(model, tiny_tokenizer, filters=[Filter(Unwilling())]), monitor)
+    kept = [Kept() for _ in range(3)]
+    jobs = [
+        Job(ids(tiny_tokenizer, prompt), prompt, GREEDY, 4, replies.append)
+        for prompt, replies in zip(PROMPTS, kept, strict=False)
+    ]
+    try:
+        with pytest.raises(JudgeError):
+            engine.answer(jobs)
+        for job in jobs:
+            engine.answer([job])
+    finally:
+        engine.close()
+    assert monitor.prompts == 3
+    assert [replies.end.monitor["prompt"] for replies in kept if replies.end.monitor] == [1, 2, 3]
