@@ -5,26 +5,24 @@ Measured on the evaluation prompts, which the groups have not seen.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from neurofreeze.console import console, say, stage
-from neurofreeze.evaluation.ablation import ablated
+from neurofreeze.console import console, say
 from neurofreeze.evaluation.group_pruning import IN_PAPER, GroupPruned
-from neurofreeze.evaluation.measure import EvaluationData, Outcomes, measure
+from neurofreeze.evaluation.measure import EvaluationData, Outcomes
 from neurofreeze.evaluation.phrases import phrase_list
 from neurofreeze.mask import NeuronMask
 from neurofreeze.methods import ssah
-from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.report.formatting import fraction, rate_interval, share
 from neurofreeze.stages import judge
 from neurofreeze.stages.checked import checked
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.folder import settings_digest
+from neurofreeze.stages.pruning import outcomes_without
 from neurofreeze.stages.select import kept_groups
 
 STAGE = "validate-groups"
@@ -41,7 +39,8 @@ def run(run: Run) -> None:
         "max_length": c.training.max_length,
         "data": run.data.digests("harmful", "lookalikes", "holdout", "general"),
     }
-    console.print(_table(_measured(run.folder.run(STAGE, settings, lambda: _prune(run))), run))
+    result = run.folder.run(STAGE, settings, lambda: _prune(run, settings), together=True)
+    console.print(_table(_measured(result), run))
     for found in IN_PAPER:
         say(f"in the paper, ESU of {found}")
 
@@ -59,7 +58,7 @@ def _measured(result: dict[str, Any]) -> list[GroupPruned]:
     ]
 
 
-def _prune(run: Run) -> dict[str, Any]:
+def _prune(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     c, groups = run.config, kept_groups(run)
     masks: dict[str, NeuronMask | None] = {"whole": None}
     for code in ORDER:
@@ -69,14 +68,13 @@ def _prune(run: Run) -> dict[str, Any]:
             for number, draw in enumerate(NeuronMask.random_draws(own, c.seed, c.validate.draws)):
                 masks[f"random like {name}, {number}"] = draw
     data = EvaluationData(run.data.harmful, run.data.lookalikes, run.data.holdout, run.data.general)
-    model, tokenizer = load_model(run.start), load_tokenizer(run.start)
-    rows = []
-    with stage("validate by pruning groups", data.steps(c.evaluation) * len(masks)) as bar:
-        for label, mask in masks.items():
-            with nullcontext() if mask is None else ablated(model, mask):
-                found = measure(model, tokenizer, data, c.evaluation, c.training.max_length, bar.advance)
-            rows.append({"label": label, "neurons": mask.count if mask else 0, "outcomes": asdict(found)})
-    return {"pruned": rows}
+    found = outcomes_without(run, STAGE, settings, run.start, masks, data)
+    return {
+        "pruned": [
+            {"label": label, "neurons": mask.count if mask else 0, "outcomes": asdict(found[label])}
+            for label, mask in masks.items()
+        ]
+    }
 
 
 def _table(pruned: list[GroupPruned], run: Run) -> Table:

@@ -6,21 +6,19 @@ Neurons are pruned by setting their activations to zero; weights stay as they ar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from neurofreeze.console import say, stage
-from neurofreeze.evaluation.ablation import ablated
-from neurofreeze.evaluation.measure import EvaluationData, Outcomes, measure
+from neurofreeze.console import say
+from neurofreeze.evaluation.measure import EvaluationData, Outcomes
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.mask import NeuronMask
-from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.report.content import WHOLE, Robustness
 from neurofreeze.stages import evaluate, judge
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.folder import settings_digest
+from neurofreeze.stages.pruning import outcomes_without
 from neurofreeze.stages.rounds import ARM, Round
 
 STATES = (WHOLE, "safety neurons", "random, same number")
@@ -35,15 +33,17 @@ def run(run: Run, name: str) -> None:
         say("prune start: no neurons are selected yet, left out")
     else:
         mask = NeuronMask.from_pretrained(run.mask(ARM))
-        run.folder.run("prune-start", _settings(run), lambda: _prune(run, run.start, mask, name, whole))
+        settings = _settings(run)
+        work = lambda: _prune(run, name, settings, run.start, mask, whole)  # noqa: E731
+        run.folder.run(f"prune-{name}", settings, work, together=True)
 
 
 def prune(this: Round, whole: Outcomes | None = None) -> None:
     """Prune what a round has left; `whole`: what evaluation found of it already."""
     mask = this.safety_neurons()
     settings = {**this.settings(), **_settings(this.run)}
-    work = lambda: _prune(this.run, this.checkpoint, mask, this.name, whole)  # noqa: E731
-    this.run.folder.run(f"prune-{this.name}", settings, work)
+    work = lambda: _prune(this.run, this.name, settings, this.checkpoint, mask, whole)  # noqa: E731
+    this.run.folder.run(f"prune-{this.name}", settings, work, together=True)
 
 
 def gathered(run: Run) -> list[Robustness]:
@@ -68,22 +68,20 @@ def _settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _prune(run: Run, folder: Path, mask: NeuronMask, name: str, whole: Outcomes | None) -> dict[str, Any]:
-    c = run.config
+def _prune(
+    run: Run, name: str, settings: dict[str, Any], folder: Path, mask: NeuronMask, whole: Outcomes | None
+) -> dict[str, Any]:
     data = EvaluationData(run.data.harmful, run.data.lookalikes, [], run.data.general)
-    masks = dict(zip(STATES, (None, mask, NeuronMask.random_like(mask, c.seed)), strict=True))
-    found = {}
+    masks = dict(zip(STATES, (None, mask, NeuronMask.random_like(mask, run.config.seed)), strict=True))
+    found: dict[str, Outcomes] = {}
     if whole is not None:
         del masks[WHOLE]
-        found[WHOLE] = asdict(whole)
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    with stage(f"prune {name}", len(masks) * data.steps(c.evaluation)) as bar:
-        for state, pruned in masks.items():
-            with nullcontext() if pruned is None else ablated(model, pruned):
-                outcomes = measure(model, tokenizer, data, c.evaluation, c.training.max_length, bar.advance)
-            say(f"prune {name}, without {'nothing' if pruned is None else state}: refuses {Rate.of(outcomes.refused)}")
-            found[state] = asdict(outcomes)
-    return {"neurons": mask.count, "states": found}
+        found[WHOLE] = whole
+    found |= outcomes_without(run, f"prune-{name}", settings, folder, masks, data)
+    for state in masks:
+        without = "nothing" if state == WHOLE else state
+        say(f"prune {name}, without {without}: refuses {Rate.of(found[state].refused)}")
+    return {"neurons": mask.count, "states": {state: asdict(outcomes) for state, outcomes in found.items()}}
 
 
 def _rows(run: Run, stage: str, label: str, settings: dict[str, Any]) -> Iterator[Robustness]:

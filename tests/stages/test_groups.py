@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from neurofreeze.evaluation.likelihood import losses, refusal_margins
 from neurofreeze.mask import NeuronMask
 from neurofreeze.methods.ssah import GROUPS, Ratios
 from neurofreeze.models.load import load_tokenizer
+from neurofreeze.stages import pruning
 from neurofreeze.strategies import select
 from neurofreeze.strategies.wifv import WIFV
 from tests.methods.test_ssah import slow_groups
@@ -129,6 +132,30 @@ def test_both_are_printed_and_in_the_report(
     printed = capsys.readouterr().out
     assert "validate-groups: complete, reused" in printed
     assert "in the paper, ESU of Llama-2-7B-Chat: 1.3 % pruned, attacks 10.0 to 66.0 %" in printed
+
+
+def test_interrupted_pruning_goes_on_to_the_same_outcomes(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    (folder / "stages" / "validate-groups.json").unlink()
+    calls: list[Any] = []
+    interrupts = iter([False] * 20 + [True])
+
+    def values(*args: Any) -> list[Any]:
+        if next(interrupts, False):
+            signal.raise_signal(signal.SIGINT)
+        calls.append(args[3])
+        return measured(*args)
+
+    measured = pruning.values
+    monkeypatch.setattr(pruning, "values", values)
+    assert run("select", tiny_checkpoint, folder, *CHECKS) == 130
+    assert run("select", tiny_checkpoint, folder, *CHECKS) == 0
+    states = len(result(finished, "validate-groups")["pruned"])
+    assert len(calls) == states * len({str(part) for part in calls}), "a batch was done twice"
+    assert result(folder, "validate-groups") == result(finished, "validate-groups")
 
 
 @pytest.mark.parametrize("check", ["validate=groups", "validate.migration=true"])
