@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
 from neurofreeze.config.commands import VerifyConfig
+from neurofreeze.config.schema import ARMS, HARDENING, UNFROZEN_ARMS
 from neurofreeze.console import say
 from neurofreeze.errors import RunError
 
@@ -24,7 +26,8 @@ def _verify(config: VerifyConfig, folder: Path, _: str) -> int:
     if config.base and config.tuned and config.mask:
         output = Path(config.output) if config.output else Path(config.tuned) / FILE
         return _compare(config.base, config.tuned, config.mask, output)
-    arms = [arm for arm in ("random", "safety", "nest", "safeneuron") if (folder / "arms" / arm).is_dir()]
+    known = dict.fromkeys((*ARMS, *chain.from_iterable(HARDENING.values())))
+    arms = [arm for arm in known if arm not in UNFROZEN_ARMS and (folder / "arms" / arm).is_dir()]
     if not arms:
         raise RunError(
             f"{folder} has no trained arm to verify; run `neurofreeze train` first, or give base=, tuned=, mask="

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from neurofreeze.cli import main
 from neurofreeze.mask import NeuronMask
 from neurofreeze.methods.ssah import GROUPS
 
@@ -95,6 +96,13 @@ def test_every_bit_outside_those_neurons_stays(arm: str, finished: Path, tiny_ch
     assert (verified["changed"], verified["frozen"]) == (0, sum(p.numel() for p in before.values()) - free)
     own = json.loads((finished / "verification.json").read_text(encoding="utf-8"))
     assert (own["tuned"] == str(finished / "arms" / arm)) == (arm == "budget")
+
+
+def test_the_command_verifies_both_arms_that_freeze(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", f"hydra.run.dir={finished}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("intact") == 2
+    assert [f"{finished / 'arms' / arm}: " in out for arm in ARMS] == [True, True, False]
 
 
 def test_random_ones_are_others_but_as_many_at_every_site(finished: Path) -> None:
