@@ -88,6 +88,7 @@ def test_a_dying_rank_fails_the_test_and_says_of_what(end: Callable[[], None], m
         run_distributed_test(end, world_size=2)
 
 
+@pytest.mark.slow
 def test_a_hanging_rank_fails_the_test() -> None:
     with pytest.raises(AssertionError, match="rank 1: still running after 3 s"):
         run_distributed_test(hang_on_rank_one, world_size=2, timeout=3)

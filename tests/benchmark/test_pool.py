@@ -17,6 +17,7 @@ from .fakes import fakes
 SECONDS = 60
 
 
+@pytest.mark.slow
 def test_a_failing_and_a_killed_cell_are_told_and_the_others_go_on(tmp_path: Path) -> None:
     done: dict[str, str | None] = {}
     work_off(
@@ -34,6 +35,7 @@ def test_a_failing_and_a_killed_cell_are_told_and_the_others_go_on(tmp_path: Pat
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path, number: signal.Signals) -> None:
     script = (

@@ -144,6 +144,7 @@ def test_a_wrong_partition_is_told_in_slurm_s_words(slurm: SlurmCluster, capsys:
     assert "invalid partition specified: nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_array_with_a_throttle(
     slurm: SlurmCluster,
     python: Interpreter,

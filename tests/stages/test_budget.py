@@ -18,6 +18,8 @@ from neurofreeze.methods.ssah import GROUPS
 
 from .runs import STEPS, metrics, neurofreeze
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("budget", "random", "full")
 HEADS, KV_HEADS, WIDTH = 6, 2, 6  # of the tiny checkpoint; WIDTH channels a head
 SETTINGS = ("method=budget", *(f"method.budget.learning_rates.{arm}=1e-2" for arm in ARMS))

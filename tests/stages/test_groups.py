@@ -134,6 +134,7 @@ def test_both_are_printed_and_in_the_report(
     assert "in the paper, ESU of Llama-2-7B-Chat: 1.3 % pruned, attacks 10.0 to 66.0 %" in printed
 
 
+@pytest.mark.slow
 def test_interrupted_pruning_goes_on_to_the_same_outcomes(
     finished: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def test_nothing_is_judged_unless_asked_for(finished: Path) -> None:
 
 
 def test_a_prompt_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(JudgeError, match=r"evaluation\.judge\.prompt: none\.txt cannot be read: No such file"):
+    with pytest.raises(JudgeError, match=r"judge\.prompt: none\.txt cannot be read: No such file"):
         judge._settings(JudgeConfig("harmbench", model="m", prompt="none.txt"))
 
 

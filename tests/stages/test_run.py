@@ -125,6 +125,7 @@ def test_a_lost_arm_alone_is_trained_again_to_the_same_bits(
     assert weights(copied / "arms" / "safety") == weights(finished / "arms" / "safety")
 
 
+@pytest.mark.slow
 def test_stages_alone_give_what_the_run_gives(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for command in ("select", "train", "evaluate"):

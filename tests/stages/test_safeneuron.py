@@ -130,6 +130,7 @@ def test_the_table_is_printed_and_in_the_report(
     assert "data.train</" not in page
 
 
+@pytest.mark.slow
 def test_an_interrupted_second_round_goes_on_to_the_same_bits(
     copied: Path, finished: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_suppressing_changes_training_but_not_the_reference_nor_what_is_saved(
     assert not torch.equal(whole, without)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_last_checkpoint_to_the_same_bits(
     trained: Any, tiny_checkpoint: Path, mask: NeuronMask, pairs: list[Preference], tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_without_a_mask_everything_is_trained(
     assert result.losses[-1] != tuned[1].losses[-1]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
 ) -> None:
@@ -260,6 +261,7 @@ def test_the_first_loss_is_the_mean_over_answer_tokens(
     assert result.losses[0][1] == pytest.approx(total / count, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_where_a_fine_tune_was_interrupted_until_they_may_overwrite(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
 ) -> None:
@@ -283,6 +285,7 @@ def test_other_settings_are_refused_where_a_fine_tune_was_interrupted_until_they
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_how_often_it_is_saved_and_how_a_batch_is_split_may_change_meanwhile(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
 ) -> None:

@@ -151,6 +151,7 @@ def test_both_are_added_to_the_training_loss_with_their_weights(
     assert result.losses[0][1] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_micro_batches_of_one_step_have_rows_of_their_own(
     tiny_checkpoint: Path, examples: list[Example], known: list[Example], tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_with_objectives_a_step_may_not_be_split_otherwise_after_an_interruption
     assert digest([Replay(ReplayConfig(0.3), known)], **split) != digest([Replay(ReplayConfig(0.3), known)])
 
 
+@pytest.mark.slow
 def test_an_interrupted_fine_tune_goes_on_with_the_same_objectives_only(
     tiny_checkpoint: Path, examples: list[Example], known: list[Example], tmp_path: Path
 ) -> None:
