@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
 
 from neurofreeze._version import __version__
+from neurofreeze.config.explaining import explain, suggest
 from neurofreeze.errors import ConfigError, NeuroFreezeError
 from neurofreeze.training.stopping import Stopped
 
@@ -38,8 +37,10 @@ COMMANDS = {
 # May be given a folder alone, without the name of the setting.
 FOLDER_COMMANDS = {"status": "run", "logs": "run", "cancel": "run", "report": "sweep"}
 
-# Hydra's options that are followed by a word.
+# Hydra's options that are followed by a word, and those that are not.
 HYDRA_FLAGS = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn"}
+HYDRA_FLAGS |= {"--config-path", "-cp"}
+HYDRA_SWITCHES = {"--resolve", "--multirun", "-m", "--run", "-r", "--hydra-help"}
 
 USAGE = """usage: neurofreeze COMMAND [key=value ...] [--debug]
 
@@ -59,12 +60,13 @@ settings (of the commands that run something; conf/config.yaml has all):
   neurofreeze status FOLDER    also logs, cancel
 
 where it runs:
-  cluster=local|torchrun|slurm  backend=plain|ddp|fsdp2|zero1|zero2|zero3
+  cluster=local|torchrun|slurm  backend=plain|ddp|fsdp2|zero1|zero2|zero3|zero3_offload
   --multirun a=1,2 b=x,y  every combination, as one job array on Slurm
 
 options:
-  --cfg job [--resolve]   print the settings and stop
+  --cfg job [--resolve]   print all settings of the command and stop
   --info                  print where they come from and stop
+  --config-dir FOLDER     read settings of your own from there too
   --shell-completion install=bash
   --debug                 show the traceback of an error
   --version, --help
@@ -86,13 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return guarded(lambda: int(import_module("neurofreeze.completion").main(arguments)), "run", debug)
     command, overrides = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        return _fail(f"no command {command!r}{_suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
+        return _fail(f"no command {command!r}{suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
     if command in FOLDER_COMMANDS and overrides and re.match(r"(\w+=|[-~+])", overrides[0]) is None:
         overrides[0] = f"{FOLDER_COMMANDS[command]}={_quoted(overrides[0])}"
     settings: list[str] = []
     options: list[str] = []
     for previous, override in zip(["", *overrides], overrides, strict=False):
         option = override.startswith("-") or previous in HYDRA_FLAGS
+        if override.startswith("-") and override.partition("=")[0] not in HYDRA_FLAGS | HYDRA_SWITCHES:
+            close = suggest(override, ("--debug", *HYDRA_FLAGS, *HYDRA_SWITCHES))
+            return _fail(f"no option {override!r}{close}; neurofreeze --help lists them, settings are key=value", 2)
         if not option and not override.startswith("~") and "=" not in override:
             return _fail(f"{override!r} is not a setting; expected key=value. neurofreeze --help shows some", 2)
         (options if option else settings).append(override)
@@ -120,55 +125,19 @@ def _explain(error: Exception, command: str) -> int:
     if isinstance(error, NeuroFreezeError):
         return _fail(str(error), 1)
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
-        return _fail(_setting_error(error, command), 2)
+        from neurofreeze.config.commands import SCHEMAS
+        from neurofreeze.config.schema import Config
+
+        return _fail(explain(error, SCHEMAS.get(command, Config)), 2)
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
         return _fail("no space left on the disk; free some and run the same command again, it goes on from here", 1)
     lines = str(error).strip().splitlines() or [""]
     return _fail(f"unexpected {type(error).__name__}: {lines[0]} (--debug shows where)", 1)
 
 
-def _setting_error(error: Exception, command: str) -> str:
-    from neurofreeze.config.commands import SCHEMAS
-    from neurofreeze.config.schema import Config
-
-    message, cause = (" ".join(str(found or "").split()) for found in (error, error.__cause__))
-    if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", f"{message} {cause}"):
-        key = unknown[1] or unknown[2]
-        names = list(_settings(SCHEMAS.get(command, Config)))
-        top = ", ".join(name for name in names if "." not in name)
-        return f"unknown setting {key!r}{_suggest(key, names)}; expected one of {top} or a key below them"
-    if absent := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search", message):
-        group, name, options = absent.groups()
-        return f"no {group} {name!r}{_suggest(name, options.split())}; expected one of {', '.join(options.split())}"
-    absent_value = r"(?:Missing mandatory value: \S+ full_key:|has missing mandatory value:) (\S+)"
-    if missing := re.search(absent_value, f"{message} {cause}"):
-        return f"{missing[1]} has no value, and none can be guessed; pass {missing[1]}=..."
-    reason, found, rest = cause.partition(" full_key: ")
-    if found:
-        return f"{rest.split()[0]}: {reason}"
-    override = getattr(error, "override", None)  # of a text that Hydra cannot parse
-    return f"{override}: {message}" if override else message
-
-
-def _settings(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a config dataclass, dotted."""
-    from dataclasses import fields, is_dataclass
-
-    for field in fields(schema):
-        yield f"{prefix}{field.name}"
-        factory: Any = field.default_factory
-        if is_dataclass(factory):
-            yield from _settings(factory, f"{prefix}{field.name}.")
-
-
 def _quoted(text: str) -> str:
     """A text as Hydra reads it, whatever is in it."""
     return "'" + re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), text) + "'"
-
-
-def _suggest(found: str, known: object) -> str:
-    close = difflib.get_close_matches(found, list(known), n=1)  # type: ignore[call-overload]
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _fail(message: str, code: int) -> int:

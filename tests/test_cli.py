@@ -120,6 +120,16 @@ def test_an_argument_that_is_no_setting_is_refused(capsys: pytest.CaptureFixture
     assert one_line(capsys).startswith("'foo' is not a setting; expected key=value")
 
 
+def test_an_unknown_option_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--mutlirun", "fraction=0.1,0.2"]) == 2
+    assert one_line(capsys).startswith("no option '--mutlirun', did you mean '--multirun'?; neurofreeze --help lists")
+
+
+def test_a_wrong_setting_of_a_benchmark_is_corrected(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "modle=a"]) == 2
+    assert one_line(capsys).startswith("suite, set domain: unknown setting 'modle', did you mean 'model'?; expected")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

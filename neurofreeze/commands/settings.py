@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neurofreeze.config.commands import SCHEMAS
 from neurofreeze.config.composed import checked, without_hydra
+from neurofreeze.config.explaining import explain
 from neurofreeze.config.location import conf_folder
 from neurofreeze.config.schema import Config
 from neurofreeze.console import quiet
@@ -88,8 +89,10 @@ def compose_once(overrides: Sequence[str]) -> tuple[Config, Path, str]:
             folder = Path(composed.hydra.run.dir).absolute()
             config = without_hydra(composed)
             return checked(config), folder, OmegaConf.to_yaml(config, resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(" ".join(f"{error} {error.__cause__ or ''}".split())) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, Config)) from error
+    except ValueError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
 def _register() -> None:
