@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from rich.console import Console
@@ -23,7 +24,7 @@ from neurofreeze import fingerprint
 from neurofreeze.adapters import Adapters
 from neurofreeze.distributed import all_or_none, gather, rank, require_equal
 from neurofreeze.engines import Engine, Shard, recognise, require_verified_optimizers
-from neurofreeze.engines.base import Gradient
+from neurofreeze.engines.base import Gradient, Replica
 from neurofreeze.engines.partial import PartialEngine
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.hooks import before_others
@@ -35,6 +36,11 @@ from neurofreeze.record import FreezeRecord
 from neurofreeze.rest import KINDS
 from neurofreeze.selective_layers import has_selective_layers
 from neurofreeze.summary import FreezeSummary
+
+Digests = dict[Replica, int]
+
+# Those that freeze now: one may be left over from a training that was broken off.
+_attached: WeakSet[Freezer] = WeakSet()
 
 
 def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) -> Freezer:
@@ -81,6 +87,7 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         shards = engine.shards(selections)
         _require_shapes(shards, {**neuron_map.shapes, **adapters.shapes})
         require_verified_optimizers(engine, shards)
+        _require_others_intact(shards)
         weights = list(cut(shards, selections))
         gradients = list(cut(engine.gradients(selections), selections))
         gradients_at_step = list(cut(engine.gradients_at_step(selections), selections))
@@ -119,14 +126,16 @@ class Freezer:
         self._weights = weights
         self._gradients = gradients
         self._gradients_at_step = gradients_at_step
-        self._saved: list[tuple[Piece[Shard], torch.Tensor]] = []
+        self._saved: dict[int, torch.Tensor] = {}  # values of a piece, by its id, while a step runs
+        self._steps_within = 0  # an optimizer's step may call another one's, of its base class, say
         self._unmasked = self._parameters()
         self._resumed = False
         self.check_seconds = 0.0
         self.sync()
-        self.fingerprint = self._digest()
+        self.fingerprint, self._digests = self._digest()
         self._require_weights_of_the_mask()
         self._handles = [*self._hook_gradients(), *self._hook_steps()]
+        _attached.add(self)
 
     def check(self) -> str:
         """Recompute the fingerprint of all frozen elements; returns it. Collective.
@@ -144,12 +153,13 @@ class Freezer:
             for piece in self._weights:
                 for moment in piece.of.moments():
                     piece.require_zero(moment, "optimizer state")
-        found = self._digest()
+        found, local = self._digest()
         if found != self.fingerprint:
             raise FreezeError(
                 f"frozen elements changed: their fingerprint is {found}, it was {self.fingerprint} when freezing "
                 "began; something wrote to the weights outside optimizer.step(), or loaded others"
             )
+        self._digests = local  # of a checkpoint that was loaded since
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,6 +209,7 @@ class Freezer:
             FreezeError: on every rank, if the engine's masters are not where they are expected.
         """
         with all_or_none("freeze"):
+            self._forget_steps()
             for piece in self._weights:
                 _require_same_values(piece)
                 self._restore(piece, piece.of.low_precision())
@@ -208,9 +219,31 @@ class Freezer:
     def detach(self) -> None:
         """Check once more and stop freezing. Collective."""
         self.check()
+        self.release()
+
+    def release(self) -> None:
+        """Stop freezing without a check, as where training was given up. Undoes what half a step did."""
+        self._undo_half_a_step()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _attached.discard(self)
+
+    def require_intact(self, parameters: Collection[torch.Tensor]) -> None:
+        """Raise FreezeError if frozen elements changed on this rank, but for what half a step did.
+
+        Args:
+            parameters: where other elements are to be frozen; if none of them is this one's, nothing is done.
+        """
+        held = {id(parameter) for parameter in parameters}
+        if self._resumed or not any(id(piece.of.parameter) in held for piece in self._weights):
+            return
+        self._undo_half_a_step()
+        if _digests(self._base()) != self._digests:
+            raise FreezeError(
+                "frozen elements of this model changed while another freezer held them, whose training was broken off; "
+                "load the model anew, or call that freezer's release() first if they are meant to be other ones now"
+            )
 
     def _hook_gradients(self) -> Iterator[Any]:
         by_parameter: dict[int, list[Piece[Gradient]]] = {}
@@ -239,23 +272,38 @@ class Freezer:
         for gradient in self._gradients_at_step:
             if id(gradient.of.parameter) in self._unmasked:
                 gradient.require_zero(gradient.of.gradient(), "gradient")
-        self._saved = [
-            (piece, piece.read(piece.of.master()))
-            for piece in self._stepping(optimizer)
-            if piece.of.low_precision() is None
-        ]
+        self._steps_within += 1
+        for piece in self._stepping(optimizer):
+            if id(piece) in self._saved:
+                # Within another step, or after one that was broken off, it may have moved already.
+                piece.write(piece.of.master(), self._saved[id(piece)])
+            elif piece.of.low_precision() is None:
+                self._saved[id(piece)] = piece.read(piece.of.master())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for piece, values in self._saved:
-            piece.write(piece.of.master(), values)
-        self._saved = []
+        self._steps_within -= 1
         coupled = _decay_enters_moments(optimizer)
         for piece in self._stepping(optimizer):
+            if id(piece) in self._saved:
+                piece.write(piece.of.master(), self._saved[id(piece)])
             self._restore(piece, piece.of.low_precision())
             if coupled:
                 for moment in piece.of.moments():
                     piece.zero(moment)
+        if self._steps_within == 0:
+            self._saved.clear()
         self._unmasked = self._parameters()
+
+    def _undo_half_a_step(self) -> None:
+        for piece in self._weights:
+            if id(piece) in self._saved:
+                piece.write(piece.of.master(), self._saved[id(piece)])
+            self._restore(piece, piece.of.low_precision())
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        self._saved.clear()
+        self._steps_within = 0
 
     def _stepping(self, optimizer: torch.optim.Optimizer) -> Iterator[Piece[Shard]]:
         # DeepSpeed steps one flat group at a time; the others are not in the optimizer's groups meanwhile.
@@ -270,12 +318,15 @@ class Freezer:
     def _parameters(self) -> set[int]:
         return {id(piece.of.parameter) for piece in self._gradients}
 
-    def _digest(self) -> str:
+    def _digest(self) -> tuple[str, Digests]:
         started = time.perf_counter()
-        base = [piece for piece in self._weights if piece.of.name not in self.adapters.parts]
-        found = fingerprint.text(_whole_digest(base))
+        local = _digests(self._base())
+        found = fingerprint.text(_whole_digest(local))
         self.check_seconds = time.perf_counter() - started
-        return found
+        return found, local
+
+    def _base(self) -> list[Piece[Shard]]:
+        return [piece for piece in self._weights if piece.of.name not in self.adapters.parts]
 
     def _require_weights_of_the_mask(self) -> None:
         if self.adapters.quantized:
@@ -313,6 +364,13 @@ def _any_without_gradient(model: Any, names: Collection[str]) -> bool:
     return any(canonical_name(name) in names and not p.requires_grad for name, p in model.named_parameters())
 
 
+def _require_others_intact(shards: Sequence[Shard]) -> None:
+    # A training that was broken off leaves its freezer behind. What that froze is not to be taken as it is now: the
+    # training may have ended half way through a step, or because frozen elements changed.
+    for freezer in list(_attached):
+        freezer.require_intact([shard.parameter for shard in shards])
+
+
 def _require_shapes(shards: Sequence[Shard], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for shard in shards:
         if shard.shape != shapes[shard.name]:
@@ -336,15 +394,20 @@ def _require_same_values(piece: Piece[Shard]) -> None:
         )
 
 
-def _whole_digest(pieces: list[Piece[Shard]]) -> int:
+def _digests(pieces: list[Piece[Shard]]) -> Digests:
+    """Digest of the frozen elements that this rank holds of each copy of the model."""
+    found: Digests = {}
+    for piece in pieces:
+        found[piece.of.replica] = found.get(piece.of.replica, 0) + piece.digest(piece.of.master())
+    return found
+
+
+def _whole_digest(local: Digests) -> int:
     """Digest of all frozen elements of the model, the same on every rank. Collective.
 
     Raises:
         FreezeError: on every rank, if two copies of the same elements differ.
     """
-    local: dict[tuple[str, int], int] = {}
-    for piece in pieces:
-        local[piece.of.replica] = local.get(piece.of.replica, 0) + piece.digest(piece.of.master())
     copies: dict[str, dict[int, int]] = {}
     for contribution in gather(local):
         for (group, index), value in contribution.items():

@@ -207,6 +207,27 @@ def test_a_step_with_a_closure() -> None:
     freezer.check()
 
 
+class DecaysRoundIt(torch.optim.SGD):
+    """Moves weights before and after the step of its base class, whose hooks fire within its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        self._decay()
+        loss = super().step(closure)
+        self._decay()
+        return loss
+
+    @torch.no_grad()
+    def _decay(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.mul_(0.99)
+
+
+def test_a_step_within_a_step() -> None:
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))])  # torch gives a class's step its hooks once there is one of it
+    model = tiny.model("llama")
+    assert_guarantee(model, DecaysRoundIt, mask_for(model), steps=3)
+
+
 def test_gradients_may_be_kept_and_zeroed_in_place() -> None:
     model = tiny.model("llama")
     mask = mask_for(model)

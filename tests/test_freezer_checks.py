@@ -152,6 +152,64 @@ def test_parameters_that_are_not_in_the_graph_stop_nothing() -> None:
     freezer.check()
 
 
+def half_a_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """A step that is interrupted once it has moved some weights."""
+    reference.backward(model, reference.batches(1)[0])
+    before, moved = reference.weights(model), 0
+
+    def interrupt(exp_avg: torch.Tensor, *args: Any) -> torch.Tensor:
+        nonlocal moved
+        moved += 1
+        if moved == 15:
+            raise KeyboardInterrupt
+        return lerp(exp_avg, *args)
+
+    lerp = torch.Tensor.lerp_
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "lerp_", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(AssertionError):
+        assert_frozen(model, before, reference.dense(model, mask_for(model)))
+
+
+def slow_adamw(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1, foreach=False)
+
+
+def test_training_goes_on_after_half_a_step() -> None:
+    model = tiny.model("llama")
+    mask, optimizer, start = mask_for(model), slow_adamw(model), reference.weights(model)
+    freezer = freeze(model, optimizer, mask)
+    half_a_step(model, optimizer)
+    reference.train(model, optimizer, reference.batches(1))
+    assert_frozen(model, start, reference.dense(model, mask))
+    freezer.check()
+
+
+def test_freezing_anew_after_half_a_step_holds_what_was_frozen_at_first() -> None:
+    model = tiny.model("llama")
+    mask, optimizer, start = mask_for(model), slow_adamw(model), reference.weights(model)
+    first = freeze(model, optimizer, mask).fingerprint
+    half_a_step(model, optimizer)
+    assert freeze(model, slow_adamw(model), mask).fingerprint == first
+    assert_frozen(model, start, reference.dense(model, mask))
+
+
+def test_freezing_anew_what_changed_while_it_was_frozen_is_refused_until_that_freezer_is_released() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model)
+    freezer = freeze(model, adamw(model), mask)
+    p, place = first_frozen(model, mask)
+    p.data[place] += 1e-3
+    for _ in range(2):
+        with pytest.raises(FreezeError, match="frozen elements of this model changed while another freezer held them"):
+            freeze(model, adamw(model), mask)
+    freezer.release()
+    freeze(model, adamw(model), mask).check()
+
+
 def test_detach_gives_back_normal_training() -> None:
     model = tiny.model("llama")
     other = copy.deepcopy(model)

@@ -143,9 +143,26 @@ def test_deepspeed_optimizers_that_step_elsewhere_are_refused_by_name(place: str
         freeze(model, zero, mask_for(model))
 
 
-@pytest.mark.parametrize("library", ["deepspeed.ops.adam", "bitsandbytes.optim", "torchao.optim"])
+LIBRARIES = (
+    "deepspeed.ops.adam",
+    "bitsandbytes.optim",
+    "torchao.optim",
+    "schedulefree.adamw_schedulefree",
+    "lomo_optim.lomo",
+)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_optimizers_that_are_not_verified_are_refused(library: str) -> None:
     model = tiny.model("llama")
     kind = type("FusedAdam", (torch.optim.AdamW,), {"__module__": library})
     with pytest.raises(FreezeError, match="FusedAdam is not among the optimizers"):
         freeze(model, kind(model.parameters()), mask_for(model))
+
+
+@pytest.mark.parametrize("name", ["Adamax", "ASGD", "Rprop"])
+def test_optimizers_whose_state_is_never_zero_are_refused(name: str) -> None:
+    model = tiny.model("llama")
+    optimizer = type("Mine", (getattr(torch.optim, name),), {})(model.parameters())
+    with pytest.raises(FreezeError, match="Mine is not among the optimizers"):
+        freeze(model, optimizer, mask_for(model))

@@ -16,8 +16,18 @@ from neurofreeze.errors import FreezeError
 __all__ = ["Engine", "PlainEngine", "Shard", "recognise", "require_verified_optimizers"]
 
 _REFUSED = ("DataParallel", "PipelineEngine")
-# Moments in 8 bits cannot be seen to be zero.
-_UNVERIFIED_OPTIMIZERS = ("bitsandbytes.", "torchao.")
+_UNVERIFIED_OPTIMIZERS = (
+    # Moments in 8 bits cannot be seen to be zero.
+    "bitsandbytes.",
+    "torchao.",
+    # Their state is not zero where the gradient always was: it holds eps, step sizes, or other copies of the weights.
+    "torch.optim.adamax",
+    "torch.optim.asgd",
+    "torch.optim.rprop",
+    "schedulefree.",
+    # Steps within the backward pass.
+    "lomo_optim.",
+)
 
 
 def recognise(model: Any, optimizer: Any) -> Engine:
@@ -42,10 +52,11 @@ def require_verified_optimizers(engine: Engine, shards: Sequence[Shard]) -> None
     # DeepSpeed's own optimizers are verified under its engine only.
     foreign = () if engine.name.startswith("deepspeed") else ("deepspeed.",)
     for optimizer in engine.optimizers():
-        if type(optimizer).__module__.startswith((*_UNVERIFIED_OPTIMIZERS, *foreign)):
+        kinds = [base.__module__ for base in type(optimizer).__mro__]
+        if any(kind.startswith((*_UNVERIFIED_OPTIMIZERS, *foreign)) for kind in kinds):
             raise FreezeError(
                 f"{type(optimizer).__name__} is not among the optimizers in which masked gradients are verified; take "
-                "one of torch's, or nf.selective (training.enforcement=selective), which keeps frozen weights from it"
+                "torch's AdamW or nf.selective (training.enforcement=selective), which keeps frozen weights from it"
             )
 
 

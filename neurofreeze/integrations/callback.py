@@ -67,7 +67,10 @@ class FreezeCallback(TrainerCallback, ExportableState):
         resumed = state.global_step > 0
         carried = self._carried(state) if resumed else {}
         mask = NeuronMask.from_state_dict(carried) if resumed and self.mask is None else self.mask
+        broken_off = self.freezer
         self.freezer = freeze(kwargs["model"], kwargs["optimizer"], mask)
+        if broken_off is not None:
+            broken_off.release()
         if resumed:
             self.freezer.load_state_dict(carried)
             self._check(state.global_step)

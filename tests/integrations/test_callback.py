@@ -241,6 +241,15 @@ def test_a_frozen_weight_written_by_another_callback_stops_at_the_next_check(
     assert trainer.state.global_step == stops_at
 
 
+def test_training_anew_does_not_accept_what_changed_before(model: Any, mask: NeuronMask) -> None:
+    trainer = trainer_of(model, FreezeCallback(mask, check_every=1), Meddler(model, mask, step=1))
+    with pytest.raises(FreezeError, match="frozen elements changed"):
+        trainer.train()
+    for _ in range(2):
+        with pytest.raises(FreezeError, match="changed while another freezer held them"):
+            trainer.train()
+
+
 def test_a_mask_for_another_model_stops_before_the_first_step(model: Any, mask: NeuronMask) -> None:
     trainer = trainer_of(model, FreezeCallback(mask_for(tiny.config("llama", intermediate_size=71))))
     with pytest.raises(MaskError, match="made for another model"):
