@@ -42,6 +42,7 @@ def require_same_weights(run: Run) -> None:
 
 
 def _align(run: Run) -> dict[str, Any]:
+    run.require_known_options()  # selection comes after minutes of training
     start = {"origin": run.source.origin, **({"weights": stamps(run.source.folder)} if run.source.may_change else {})}
     return {**_aligned(run), **start}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,10 @@ def make(name: str, options: Mapping[str, Any]) -> Strategy:
     """
     if name not in STRATEGIES:
         raise ConfigError(f"no strategy {name!r}; expected one of {', '.join(STRATEGIES)}")
+    known = [option for option in inspect.signature(STRATEGIES[name]).parameters if option != "name"]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"strategy {name!r} has no option {option!r}; expected one of {', '.join(known)}")
     try:
         return STRATEGIES[name](**options)
     except TypeError as error:
