@@ -84,13 +84,20 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     if str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
-        raise MaskError(f"no folder {source}; expected a folder with {CONFIG}, or a hub repository id")
+        raise MaskError(
+            f"no folder {source}; expected one with {CONFIG}, such as selection/safety of a run folder, or a hub "
+            "repository id"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
     except Exception as error:
-        raise MaskError(f"no mask at {source}: neither a folder nor a reachable hub repository ({error})") from error
+        reason = str(error).strip().splitlines()[:1]
+        raise MaskError(
+            f"no mask at {source}: neither a folder nor a reachable hub repository ({' '.join(reason)}); expected a "
+            f"folder with {CONFIG}, such as selection/safety of a run folder, or a hub repository id"
+        ) from error
 
 
 def _config(path: Path) -> MaskConfig:

@@ -305,8 +305,12 @@ def test_a_missing_folder_is_not_asked_of_the_hub(source: str, monkeypatch: pyte
 def test_an_unreachable_hub_is_a_mask_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(MaskError, match="no mask at org/mask: neither a folder nor a reachable hub repository"):
+    with pytest.raises(
+        MaskError, match="no mask at org/mask: neither a folder nor a reachable hub repository"
+    ) as found:
         NeuronMask.from_pretrained("org/mask")
+    assert "expected a folder with neuron_mask_config.json" in str(found.value)
+    assert "\n" not in str(found.value)
 
 
 def test_a_hub_mask_is_loaded_at_its_revision_from_three_files(

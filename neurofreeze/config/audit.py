@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Optional
 
-from omegaconf import MISSING
-
 from neurofreeze.config.checks import check
 from neurofreeze.config.schema import EvaluationConfig
 from neurofreeze.config.steering import SteeringConfig
@@ -68,7 +66,7 @@ class AuditConfig:
     name: str = "audit"
     model: str = "smollm2-135m-instruct"
     revision: Optional[str] = None
-    intervention: str = MISSING
+    intervention: str = ""  # one of INTERVENTIONS; none can be guessed
     strengths: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2, 0.4])  # of a steering vector
     tuned: Optional[str] = None  # the folder of a checkpoint
     mask: Optional[str] = None  # the folder of a neuron mask; its neurons are ablated

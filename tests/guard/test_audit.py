@@ -186,7 +186,7 @@ def test_a_gate_shows_in_refusals_alone(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "intervention has no value"),
+        ([], "intervention is ''; expected one of steering, checkpoint"),
         (["intervention=magic"], "intervention is 'magic'; expected one of steering, checkpoint, mask"),
         (["intervention=mask"], "mask is None; expected a folder, since intervention=mask"),
         (["intervention=steering", "strengths=[]"], "strengths is []; expected one or more finite numbers, each once"),

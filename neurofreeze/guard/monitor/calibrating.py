@@ -36,7 +36,7 @@ def top_scored(mask: NeuronMask, neuron_map: NeuronMap, most: int) -> NeuronMask
     if mask.scores is None:
         raise MaskError(
             f"the mask has {mask.count:,} neurons and no scores by which {most} could be chosen; select fewer "
-            f"neurons (a fraction of {most / mask.total:.2g}), give a mask with all scores, or watch all of it"
+            f"neurons (a fraction of {most / mask.total:.2g}), give a mask with all scores, or watch all {mask.count:,}"
         )
     bits = {name: np.zeros_like(own) for name, own in mask.bits.items()}
     for names in kinds(neuron_map).values():
