@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 
 class Weights:
@@ -54,7 +55,8 @@ def open_weights(folder: str | Path) -> Iterator[Weights]:
     """Open the checkpoint in `folder`; files stay open, memory-mapped, until the block ends.
 
     Raises:
-        ModelError: if there are no safetensors weights or a shard is missing or unreadable.
+        ModelError: if there are no safetensors weights, a shard is missing or unreadable, a tensor is in two of them,
+            or there is an adapter, with which other weights would be loaded.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -66,6 +68,9 @@ def open_weights(folder: str | Path) -> Iterator[Weights]:
                 opened = stack.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{path} is not a readable safetensors file: {error}") from error
+            again = sorted(files.keys() & set(opened.keys()))
+            if again:
+                raise ModelError(f"{path} has {again[0]}, which another file of {folder} has too; expected each once")
             files |= dict.fromkeys(opened.keys(), opened)
         yield Weights(files)
 
@@ -104,6 +109,11 @@ def read_config(folder: str | Path) -> Any:
 
 
 def _shards(folder: Path) -> list[Path]:
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} has an {ADAPTER}: from there transformers loads the base that it names, with the adapter, "
+            "whatever other weights there are. Merge the adapter and save the result into a folder of its own"
+        )
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():

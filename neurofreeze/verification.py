@@ -87,7 +87,7 @@ def verify(
     Parameters are those of the model that the base's config describes, under its names. Where precisions differ, both
     are widened to float32 first, which is exact; a frozen element that lost bits to a narrower format counts as
     changed. -0.0 and 0.0 differ. What the base ties, such as lm_head to the embeddings, is compared under each name
-    that the tuned checkpoint has for it.
+    that the tuned checkpoint has for it, and must not be missing there where its config does not tie it.
 
     Args:
         base: the checkpoint before fine-tuning.
@@ -96,7 +96,7 @@ def verify(
         progress: called once per parameter compared.
 
     Raises:
-        MaskError: if the mask does not fit the checkpoint, or chooses no neuron.
+        MaskError: if the mask does not fit the base, was made on other weights, or chooses no neuron.
         ModelError: if a checkpoint is unreadable, lacks a masked parameter, or has it in another shape.
     """
     if not isinstance(mask, NeuronMask):
@@ -109,18 +109,27 @@ def verify(
     with open_parameters(base, config) as before, open_parameters(tuned, config) as after:
         for folder, weights in ((base, before), (tuned, after)):
             _require(weights, folder, selections, neuron_map)
+        tied = {name: own for name, own in _tied(config).items() if own in selections}
+        _require_tied(tuned, tied, after)
         checks = []
         for name in before:
             if name in after:
                 checks.append(_compare(name, before[name], after[name], selections.get(name)))
                 if progress is not None:
                     progress()
-        for name, own in _tied(config).items():
-            if name in after and own in before and own in selections:
+        for name, own in tied.items():
+            if name in after and own in before:
                 again = _compare(name, before[own], after[name], selections[own])
                 if again.changed:
                     checks.append(again)
         only_in_one = sorted(set(before) ^ set(after))
+    base_fingerprint = _total(check.base_digest for check in checks if check.name in selections)
+    if mask.config.fingerprint not in (None, base_fingerprint):
+        raise MaskError(
+            f"field 'fingerprint': the mask was made on weights with {mask.config.fingerprint}, {base} has "
+            f"{base_fingerprint} at the chosen neurons, so it is not what was frozen; give the checkpoint as it was "
+            "before fine-tuning, or mask.with_config(fingerprint=None) if another one is meant"
+        )
 
     return Verification(
         base=str(base),
@@ -130,7 +139,7 @@ def verify(
         changed=sum(check.changed for check in checks),
         trainable=sum(check.trainable for check in checks),
         trainable_changed=sum(check.trainable_changed for check in checks),
-        base_fingerprint=_total(check.base_digest for check in checks if check.name in selections),
+        base_fingerprint=base_fingerprint,
         tuned_fingerprint=_total(check.tuned_digest for check in checks),
         parameters=checks,
         only_in_one=only_in_one,
@@ -155,6 +164,19 @@ def _require(weights: Parameters, folder: str | Path, names: Iterable[str], neur
             raise ModelError(
                 f"{name} has shape {weights.shape(name)} in {folder}, expected {neuron_map.shapes[name]}, as the "
                 "config of the base says"
+            )
+
+
+def _require_tied(folder: str | Path, tied: dict[str, str], weights: Parameters) -> None:
+    missing = [name for name in tied if name not in weights]
+    if not missing or not (Path(folder) / "config.json").is_file():
+        return
+    still = _tied(read_config(folder))
+    for name in missing:
+        if still.get(name) != tied[name]:
+            raise ModelError(
+                f"{folder} has no {name}, which the base ties to {tied[name]} and the mask freezes, and its config "
+                "does not tie it: a model loaded from there has random numbers there. Save it with the base's config"
             )
 
 

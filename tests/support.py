@@ -222,7 +222,7 @@ been run on GPUs yet.
 {table}
 
 One process takes any torch optimizer but those refused below: AdamW, Adam, SGD, NAdam, RMSprop, Adagrad and Adafactor
-are compared bit by bit with a dense mask. ZeRO-3 checkpoints go on under FSDP2 through an exported checkpoint (3 ranks).
+are compared bit by bit with a dense mask. ZeRO-3 checkpoints go on under FSDP2 through an exported one (3 ranks).
 
 Refused by name, with an error on every rank:
 {refused};

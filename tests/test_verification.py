@@ -290,6 +290,30 @@ def test_another_shape_of_any_parameter_is_refused_by_name(base: Path, tuned: Pa
         verify(base, tuned, mask)
 
 
+def test_a_base_that_is_not_the_one_the_mask_was_made_on_is_refused(base: Path, tuned: Path, mask: NeuronMask) -> None:
+    made_on = mask.with_config(fingerprint=weights_fingerprint(base, mask))
+    assert verify(base, tuned, made_on).ok
+    rewrite(base := tuned, **{UP.replace(".", "__"): load_file(tuned / WEIGHTS)[UP] + 1})
+    with pytest.raises(MaskError, match="field 'fingerprint': the mask was made on weights with"):
+        verify(base, tuned, made_on)
+    assert verify(base, tuned, mask).ok
+
+
+def test_a_folder_with_an_adapter_is_refused(base: Path, tuned: Path, mask: NeuronMask) -> None:
+    (tuned / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tuned has an adapter_config\.json: .* Merge the adapter"):
+        verify(base, tuned, mask)
+
+
+def test_a_head_that_is_neither_tied_any_more_nor_there_is_refused(base: Path, tuned: Path, mask: NeuronMask) -> None:
+    with_head = mask.with_rest("embeddings", "lm_head")
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    assert verify(base, tuned, mask).ok
+    with pytest.raises(ModelError, match=r"no lm_head\.weight, which the base ties to model\.embed_tokens\.weight"):
+        verify(base, tuned, with_head)
+
+
 def test_a_base_without_config_is_refused(tuned: Path, mask: NeuronMask) -> None:
     (tuned / "config.json").unlink()
     for check in (lambda: verify(tuned, tuned, mask), lambda: weights_fingerprint(tuned, mask)):
@@ -318,6 +342,15 @@ def test_a_missing_shard_is_refused_by_name(base: Path, sharded: Path, mask: Neu
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(ModelError, match=f"sharded lacks {shard.name}, which its index names"):
+        verify(base, sharded, mask)
+
+
+def test_a_tensor_in_two_files_is_refused_by_name(base: Path, sharded: Path, mask: NeuronMask) -> None:
+    first, *_, last = sorted(sharded.glob("*.safetensors"))
+    tensors = load_file(last)
+    name = next(iter(load_file(first)))
+    save_file({**tensors, name: load_file(first)[name]}, last, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"{last.name} has {name}, which another file"):
         verify(base, sharded, mask)
 
 
