@@ -36,6 +36,10 @@ class Weights:
         """The tensor's shape, from the file's header."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """The tensor's precision as the file's header says it: F64, F32, BF16, F16 ..."""
+        return str(self._files[name].get_slice(name).get_dtype())
+
     def empty(self, name: str) -> torch.Tensor:
         """A tensor of this shape without storage."""
         import torch

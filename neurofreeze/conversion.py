@@ -68,6 +68,11 @@ class Parameters:
         """The parameter's shape; nothing is read but headers."""
         return self._made[name][1] if name in self._made else self._stored.shape(self._same[name])
 
+    def dtypes(self, name: str) -> set[str]:
+        """The precisions of the tensors that the parameter is made of, as in `Weights.dtype`."""
+        made = self._made[name][0].sources.values() if name in self._made else [[self._same[name]]]
+        return {self._stored.dtype(tensor) for tensors in made for tensor in tensors}
+
     def lazy(self, name: str) -> Any:
         """The parameter, of which only what is indexed is read, unless it has to be assembled."""
         return self[name] if name in self._made else self._stored.lazy(self._same[name])

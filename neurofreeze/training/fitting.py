@@ -13,15 +13,17 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from neurofreeze.checkpoints import stamps
+from neurofreeze.checkpoints import open_parameters, stamps
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.console import say
 from neurofreeze.distributed import first_rank, world_size
+from neurofreeze.errors import ConfigError
 from neurofreeze.files import sync, sync_tree
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
+from neurofreeze.neurons import NeuronMap
 from neurofreeze.rest import freeze_rest
 from neurofreeze.training.adaptation import Adaptation
 from neurofreeze.training.backends import Backend, computes_in_bf16
@@ -29,6 +31,9 @@ from neurofreeze.training.callbacks import MetricsCallback, PublishCallback, Sto
 from neurofreeze.training.checkpointing import Checkpoints, Identity
 from neurofreeze.training.stopping import Stopped, StopSignals
 from neurofreeze.training.throughput import ThroughputCallback
+
+# By the names that safetensors gives them.
+_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,13 @@ def fit(
         overwrite: begin anew where a fine-tune with other settings was interrupted.
 
     Raises:
-        ConfigError: if the backend would round the base's weights.
+        ConfigError: if the backend would round the base's weights, or saving what is frozen of them.
         FreezeError: if freezing cannot be guaranteed or failed, or another backend runs than was asked for.
         RunError: if a fine-tune with other settings was interrupted there, or on ranks that its checkpoint needs again.
         Stopped: once a step is finished and saved, if a signal asked for it.
     """
+    if mask is not None:
+        _require_kept(base, mask)
     workspace = output.with_name(f"{output.name}.unfinished")
     engine = Backend(backend or BackendConfig(), computes_in_bf16(config.bf16))
     checkpoints = Checkpoints(workspace, identity(base, task, config, engine.config.name, seed, mask, adaptation))
@@ -219,6 +226,19 @@ def identity(
     )
 
 
+def _require_kept(base: Path, mask: NeuronMask) -> None:
+    """Weights are saved in the precision that the base's config says, which may not be the one they are stored in."""
+    config, saved = load_config(base), _precision(base)
+    with open_parameters(base, config) as weights:
+        for name in mask.select(NeuronMap.of(config, mask.config.granularity)):  # type: ignore[arg-type]
+            for stored in weights.dtypes(name) if name in weights else ():
+                if stored not in _STORED or torch.promote_types(_STORED[stored], saved) != saved:
+                    raise ConfigError(
+                        f"{name} of {base} is stored as {stored}, but its config.json says {saved}, in which the "
+                        'result would be saved, so that frozen weights would be rounded; correct "dtype" there'
+                    )
+
+
 def _rebuilt(base: Path, adaptation: Adaptation | None, gathered: dict[str, torch.Tensor]) -> Any:
     """The model as it was trained, whole and in the CPU's memory, from the weights that its ranks held."""
     model = load_model(base, torch.float32, place=False)
@@ -228,8 +248,12 @@ def _rebuilt(base: Path, adaptation: Adaptation | None, gathered: dict[str, torc
     return model
 
 
-def _save(model: Any, tokenizer: Any, base: Path, folder: Path) -> None:
+def _precision(base: Path) -> torch.dtype:
     dtype = load_config(base).dtype
-    model.to(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _save(model: Any, tokenizer: Any, base: Path, folder: Path) -> None:
+    model.to(_precision(base))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

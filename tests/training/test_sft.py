@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from neurofreeze.config.backend import BackendConfig
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.data import Example, read
-from neurofreeze.errors import DataError, FreezeError, RunError
+from neurofreeze.errors import ConfigError, DataError, FreezeError, RunError
 from neurofreeze.integrations.callback import FreezeCallback
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config, load_model, load_tokenizer
@@ -52,6 +53,16 @@ def tuned(
     output, logged = tmp_path_factory.mktemp("tuned") / "frozen", []
     result = fine_tune(tiny_checkpoint, output, examples, CONFIG, seed=0, mask=mask, log=logged.append)
     return output, result, logged
+
+
+def test_a_base_whose_frozen_weights_would_be_rounded_when_saved_is_refused(
+    tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_checkpoint, tmp_path / "base"))
+    stored = {name: tensor.float() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(stored, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"stored as F32, but its config\.json says torch\.bfloat16"):
+        fine_tune(base, tmp_path / "tuned", examples, CONFIG, seed=0, mask=mask)
 
 
 def test_frozen_bits_are_the_base_s_and_others_are_not(tuned: Any, tiny_checkpoint: Path, mask: NeuronMask) -> None:
