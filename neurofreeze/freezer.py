@@ -33,7 +33,7 @@ from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection, canonical_name
 from neurofreeze.pieces import Piece, cut
 from neurofreeze.record import FreezeRecord
-from neurofreeze.rest import KINDS
+from neurofreeze.rest import KINDS, require_tied
 from neurofreeze.selective_layers import has_selective_layers
 from neurofreeze.summary import FreezeSummary
 
@@ -81,6 +81,7 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         selections = given.select(neuron_map)
         selective = has_selective_layers(model, selections)
         adapters = find_adapters(model, selections, neuron_map.shapes)
+        require_tied(model, neuron_map, selections)
         if adapters or selective or _any_without_gradient(model, neuron_map.held(given.config.rest)):
             engine = PartialEngine(engine, model)
             selections = adapters.add_to(selections)

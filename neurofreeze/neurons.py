@@ -91,7 +91,8 @@ class NeuronMap:
     """All neurons of a model, site by site, and the parameters that belong to none (`rest`).
 
     `uncovered` names the blocks of `rest` that compute as neurons might, and says why they are not mapped; `kinds` says
-    of every parameter what it is when it belongs to no neuron, see `neurofreeze.rest`.
+    of every parameter what it is when it belongs to no neuron, see `neurofreeze.rest`; `tied` maps each further name of
+    a parameter that the model has under several to its first one.
     """
 
     def __init__(
@@ -102,11 +103,13 @@ class NeuronMap:
         granularity: Granularity = "head",
         uncovered: Mapping[str, str] | None = None,
         kinds: Mapping[str, tuple[str, ...]] | None = None,
+        tied: Mapping[str, str] | None = None,
     ) -> None:
         self.model_type = model_type
         self.granularity = granularity
         self.uncovered = dict(uncovered or {})
         self.kinds = dict(kinds or {})
+        self.tied = dict(tied or {})
         self.sites = {site.name: site for site in sites}
         if len(self.sites) < len(sites):
             names = [site.name for site in sites]

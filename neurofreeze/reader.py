@@ -52,7 +52,9 @@ class Reader:
             raise ArchitectureError(f"{self._who()} has no block that its tensor-parallel plan describes")
         sites.sort(key=lambda site: (site.layer, site.name))
         kinds = kinds_of(self.model)
-        return NeuronMap(self.config.model_type, sites, self.shapes, self.granularity, self._uncovered(blocks), kinds)
+        uncovered = self._uncovered(blocks)
+        model_type = self.config.model_type
+        return NeuronMap(model_type, sites, self.shapes, self.granularity, uncovered, kinds, tied_names(self.model))
 
     def _who(self) -> str:
         return f"architecture {self.config.model_type!r} ({type(self.model).__name__})"
@@ -250,6 +252,13 @@ def _ancestors(name: str) -> Iterator[str]:
     while name:
         name = _parent(name)
         yield name
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Each further name of a parameter that a model has under several -> its first one."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in every if name != first[id(parameter)]}
 
 
 def on_meta(config: Any) -> Any:

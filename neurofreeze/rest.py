@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from neurofreeze.mask import NeuronMask
+    from neurofreeze.neurons import NeuronMap
 
 # Of a model's own input embeddings and those of positions; of norms; of the output embeddings; of all else, such as
 # routers, biases of outputs and compressed attention.
@@ -42,6 +45,20 @@ def kinds_of(model: Any) -> dict[str, Kinds]:
     return {name: tuple(k for k in KINDS if k in found[id(p)]) for name, p in model.named_parameters()}
 
 
+def require_tied(model: Any, neuron_map: NeuronMap, frozen: Collection[str]) -> None:
+    """Raise FreezeError where a model has two parameters of one that its config ties, and that is to be frozen."""
+    from neurofreeze.errors import FreezeError
+    from neurofreeze.neurons import canonical_name
+
+    own = {canonical_name(name) for name, _ in model.named_parameters()}
+    for name, first in neuron_map.tied.items():
+        if first in frozen and {name, first} <= own:
+            raise FreezeError(
+                f"{name} is a parameter of its own, but the config ties it to {first}, which the mask freezes; call "
+                "model.tie_weights(), or load a checkpoint whose config has tie_word_embeddings=False"
+            )
+
+
 def freeze_rest(model: Any, mask: NeuronMask) -> Kinds:
     """Switch off the gradients of what `mask` freezes outside neurons, so that no optimizer gets it.
 
@@ -60,12 +77,14 @@ def freeze_rest(model: Any, mask: NeuronMask) -> Kinds:
     Raises:
         ConfigError: if two kinds share a parameter and only one of them is to be frozen.
         MaskError: if the mask is for another model.
+        FreezeError: if the model has two parameters of one that its config ties.
     """
     from neurofreeze.neurons import NeuronMap, canonical_name
 
     neuron_map = NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
     mask.check(neuron_map)
     held = {name for name in neuron_map.held(mask.config.rest) if name in neuron_map.rest}
+    require_tied(model, neuron_map, held)
     names = []
     for name, parameter in model.named_parameters():
         if canonical_name(name) in held:

@@ -109,7 +109,7 @@ def verify(
     with open_parameters(base, config) as before, open_parameters(tuned, config) as after:
         for folder, weights in ((base, before), (tuned, after)):
             _require(weights, folder, selections, neuron_map)
-        tied = {name: own for name, own in _tied(config).items() if own in selections}
+        tied = {name: own for name, own in neuron_map.tied.items() if own in selections}
         _require_tied(tuned, tied, after)
         checks = []
         for name in before:
@@ -168,26 +168,18 @@ def _require(weights: Parameters, folder: str | Path, names: Iterable[str], neur
 
 
 def _require_tied(folder: str | Path, tied: dict[str, str], weights: Parameters) -> None:
+    from neurofreeze.reader import on_meta, tied_names
+
     missing = [name for name in tied if name not in weights]
     if not missing or not (Path(folder) / "config.json").is_file():
         return
-    still = _tied(read_config(folder))
+    still = tied_names(on_meta(read_config(folder)))
     for name in missing:
         if still.get(name) != tied[name]:
             raise ModelError(
                 f"{folder} has no {name}, which the base ties to {tied[name]} and the mask freezes, and its config "
                 "does not tie it: a model loaded from there has random numbers there. Save it with the base's config"
             )
-
-
-def _tied(config: Any) -> dict[str, str]:
-    """Each further name of a parameter that a model has under several -> its first one."""
-    from neurofreeze.reader import on_meta
-
-    model = on_meta(config)
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: first[id(parameter)] for name, parameter in every if name != first[id(parameter)]}
 
 
 def _compare(name: str, old: torch.Tensor, new: torch.Tensor, selection: Selection | None) -> ParameterCheck:

@@ -142,6 +142,24 @@ def test_tied_parameters_that_are_to_be_frozen_and_to_train_are_refused(kinds: t
     assert all(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda model, mask: nf.freeze(model, adamw(model), mask),
+        nf.freeze_rest,
+        lambda model, mask: nf.selective(model, mask, train="unmasked"),
+    ],
+    ids=["freeze", "freeze_rest", "selective"],
+)
+def test_a_head_that_was_untied_from_frozen_embeddings_is_refused(hold: Any) -> None:
+    model = tiny.model("llama")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    mask = mask_for(model)
+    with pytest.raises(FreezeError, match=r"lm_head\.weight is a parameter of its own, but the config ties it"):
+        hold(model, mask.with_rest("embeddings", "lm_head"))
+    nf.freeze(model, adamw(model), mask).check()
+
+
 def test_freezing_everything_is_refused() -> None:
     model = tiny.model("llama")
     mask = (~nf.NeuronMask.none(nf.NeuronMap.of(model))).with_rest(*KINDS)

@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from neurofreeze.errors import FreezeError, MaskError
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection, canonical_name
-from neurofreeze.rest import KINDS
+from neurofreeze.rest import KINDS, require_tied
 from neurofreeze.selective_layers.lines import Lines
 from neurofreeze.selective_layers.modules import TRAINED, Selective, make_ordinary, make_selective
-from neurofreeze.selective_layers.sharded import assembled
+from neurofreeze.selective_layers.sharded import assembled, at_hand
+from neurofreeze.verification import loaded_fingerprint
 
 __all__ = ["merge", "selective"]
 
@@ -42,7 +43,7 @@ def selective(model: Any, mask: NeuronMask, train: Literal["masked", "unmasked"]
         The model.
 
     Raises:
-        MaskError: if the mask is for another model, or nothing would train or be frozen.
+        MaskError: if the mask is for another model or other weights, or nothing would train or be frozen.
         ConfigError: if tied parameters are to be frozen and to train.
         FreezeError: if the model is selective already, wrapped or adapted by PEFT, or has weights that cannot be
             divided.
@@ -51,6 +52,7 @@ def selective(model: Any, mask: NeuronMask, train: Literal["masked", "unmasked"]
         raise FreezeError(f"train is {train!r}; expected 'masked' or 'unmasked'")
     neuron_map = NeuronMap.of(model, mask.config.granularity)  # type: ignore[arg-type]
     mask.check(neuron_map)
+    _require_weights_of_the_mask(model, mask)
     frozen = mask if train == "unmasked" else (~mask).with_rest(*KINDS)
     if frozen.count in (0, frozen.total):
         raise MaskError(f"the mask chooses {mask.count:,} of {mask.total:,} neurons, so there is nothing to divide")
@@ -115,6 +117,7 @@ def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection])
         frozen: parameter name -> the lines that stay frozen; all of them where a parameter belongs to no neuron.
     """
     _require_bare(model)
+    require_tied(model, neuron_map, frozen)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     still = set(frozen) & set(neuron_map.rest)
     frozen = {name: selection for name, selection in frozen.items() if name not in still}
@@ -180,6 +183,18 @@ def _require_bare(model: Any) -> None:
         raise FreezeError(
             f"expected a transformers model that is not wrapped or sharded yet, found {type(model).__name__}; call "
             "nf.selective before DDP, fully_shard, deepspeed.initialize, torch.compile or a trainer gets it"
+        )
+
+
+def _require_weights_of_the_mask(model: Any, mask: NeuronMask) -> None:
+    if mask.config.fingerprint is None or not all(at_hand(p) and not hasattr(p, "ds_id") for p in model.parameters()):
+        return  # where ranks hold parts, FreezeCallback compares them
+    found = loaded_fingerprint(model, mask)
+    if found != mask.config.fingerprint:
+        raise MaskError(
+            f"field 'fingerprint': the mask was made on weights with {mask.config.fingerprint}, the model has {found} "
+            "at the chosen neurons; load the weights the mask was made on, or mask.with_config(fingerprint=None) if "
+            "other weights are meant"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.parallel import DataParallel
 import neurofreeze as nf
 from neurofreeze.errors import ArchitectureError, FreezeError, MaskError
 from neurofreeze.selective_layers.modules import Selective
+from neurofreeze.verification import loaded_fingerprint
 from tests import reference, tiny
 from tests.reference import mask_for
 
@@ -38,6 +40,17 @@ def test_a_misspelt_way_to_train(model: Any) -> None:
 def test_a_mask_for_another_model(model: Any) -> None:
     with pytest.raises(MaskError, match="made for another model"):
         nf.selective(model, mask_for(tiny.config("llama", intermediate_size=71)))
+    assert_untouched(model)
+
+
+def test_a_mask_made_on_other_weights(model: Any) -> None:
+    mask = mask_for(model)
+    made_on = mask.with_config(fingerprint=loaded_fingerprint(model, mask))
+    nf.selective(copy.deepcopy(model), made_on)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight += 1
+    with pytest.raises(MaskError, match="field 'fingerprint': the mask was made on weights with"):
+        nf.selective(model, made_on)
     assert_untouched(model)
 
 
