@@ -31,7 +31,10 @@ def _logs(config: LogsConfig, _: Path, __: str) -> int:
     for folder in folders:
         log = newest(folder)
         if log is None:
-            raise RunError(f"{folder} has no log yet; `neurofreeze status {folder}` shows how far its job is")
+            raise RunError(
+                f"{folder} has no log yet; expected one of a Slurm job or of nf.launch, as other runs print to their "
+                f"terminal. `neurofreeze status {folder}` shows how far this one is"
+            )
         _print(f"== {log}")
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         _print("\n".join(lines[-config.lines :]))

@@ -133,4 +133,6 @@ def test_a_folder_must_be_named(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def test_logs_of_a_run_without_any(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["logs", str(run)]) == 1
-    assert "has no log yet; `neurofreeze status" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "has no log yet; expected one of a Slurm job or of nf.launch" in err
+    assert "`neurofreeze status" in err
