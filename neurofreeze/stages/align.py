@@ -9,11 +9,13 @@ from neurofreeze.console import say, stage
 from neurofreeze.distributed import first_rank
 from neurofreeze.errors import RunError
 from neurofreeze.evaluation.statistics import Rate
+from neurofreeze.stages import known
 from neurofreeze.stages.context import Run
 
 
 def run(run: Run) -> None:
     """Measure refusals of the calibration requests and fine-tune on refusals if there are too few."""
+    known.require(run)
     run.require_freezable_rest()  # before anything is trained
     require_same_weights(run)
     done = run.folder.result("align")
@@ -42,7 +44,6 @@ def require_same_weights(run: Run) -> None:
 
 
 def _align(run: Run) -> dict[str, Any]:
-    run.require_known_options()  # selection comes after minutes of training
     start = {"origin": run.source.origin, **({"weights": stamps(run.source.folder)} if run.source.may_change else {})}
     return {**_aligned(run), **start}
 

@@ -131,14 +131,6 @@ class Run:
         name = self.config.method.name
         return {name: asdict(getattr(self.config.method, name)), "phrases": self.config.evaluation.phrases}
 
-    def require_known_options(self) -> None:
-        """Raise ConfigError if the strategy, or the one that a method brings with it, does not know an option."""
-        from neurofreeze.strategies import make
-
-        c = self.config
-        own = {"nest": ("probe", c.method.nest.probe), "safeneuron": ("contrast", c.method.safeneuron.contrast)}
-        make(*own.get(c.method.name, (c.strategy.name, c.strategy.options)))
-
     def require_freezable_rest(self) -> None:
         """Raise ConfigError if settings freeze the embeddings or lm_head of a model that ties them, but not both."""
         if self.config.freeze.kinds:

@@ -53,14 +53,6 @@ def test_every_strategy_leaves_a_mask_and_its_random_control(
     assert result(tmp_path)["neurons"] == mask.count
 
 
-def test_an_unknown_option_is_refused_before_the_model_is_aligned(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert select(tiny_checkpoint, tmp_path, "wifv", "alignment.mode=always", "+strategy.options.scaled=true") == 2
-    assert "strategy 'wifv' has no option 'scaled'; expected one of standardize" in capsys.readouterr().err
-    assert not (tmp_path / "aligned").exists()
-
-
 def test_weights_that_were_written_anew_are_another_run_s(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

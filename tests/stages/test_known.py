@@ -1,0 +1,42 @@
+"""What only libraries, strategies or folders can tell of settings is told before anything is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .runs import neurofreeze
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+strategy.options.scaled=true"], "strategy 'wifv' has no option 'scaled'; expected one of standardize"),
+        (["method=safeneuron", "+method.safeneuron.contrast.tau=3"], "strategy 'contrast' has no option 'tau'"),
+        (["strategy=change", "strategy.options.reference=nowhere"], "reference is 'nowhere'; expected the folder of a"),
+        (["training.optimizer=adam"], "training.optimizer is 'adam'; expected one of adamw_torch"),
+        (["alignment.training.scheduler=flat"], "alignment.training.scheduler is 'flat'; expected one of linear"),
+        (["monitor=probes", "monitor.reference=nowhere"], "monitor.reference is 'nowhere'; expected a folder with"),
+    ],
+)
+def test_a_setting_that_is_not_known_is_refused_before_the_model_is_aligned(
+    overrides: list[str],
+    message: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert neurofreeze("run", tiny_checkpoint, tmp_path / "run", "alignment.mode=always", *overrides) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "stages").exists()
+    assert not list((tmp_path / "run").glob("aligned*"))
+
+
+def test_a_strategy_s_folder_may_be_gone_once_the_neurons_are_chosen(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    reference.symlink_to(tiny_checkpoint)
+    overrides = ["strategy=change", f"strategy.options.reference={reference}", "arms=[safety]"]
+    assert neurofreeze("select", tiny_checkpoint, tmp_path / "run", *overrides) == 0
+    reference.unlink()
+    assert neurofreeze("train", tiny_checkpoint, tmp_path / "run", *overrides) == 0
