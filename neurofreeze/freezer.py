@@ -130,6 +130,9 @@ class Freezer:
         self._saved: dict[int, torch.Tensor] = {}  # values of a piece, by its id, while a step runs
         self._steps_within = 0  # an optimizer's step may call another one's, of its base class, say
         self._unmasked = self._parameters()
+        self._without_gradient = {
+            piece.of.name: piece.of.parameter for piece in weights if id(piece.of.parameter) not in self._unmasked
+        }
         self._resumed = False
         self.check_seconds = 0.0
         self.sync()
@@ -224,6 +227,8 @@ class Freezer:
 
     def release(self) -> None:
         """Stop freezing without a check, as where training was given up. Undoes what half a step did."""
+        if not self._handles:
+            return
         self._undo_half_a_step()
         for handle in self._handles:
             handle.remove()
@@ -270,6 +275,12 @@ class Freezer:
         # torch's checkpoints make room for moments by a step of rate 0, taken before the weights are loaded.
         if self._resumed and any(group.get("lr", 1) for group in optimizer.param_groups):
             self.check()
+        for name, parameter in self._without_gradient.items():
+            if parameter.grad is not None:
+                raise FreezeError(
+                    f"{name} had requires_grad off when freezing began, and has a gradient now; leave it off, or switch "
+                    "it on before freezing"
+                )
         for gradient in self._gradients_at_step:
             if id(gradient.of.parameter) in self._unmasked:
                 gradient.require_zero(gradient.of.gradient(), "gradient")
@@ -346,12 +357,13 @@ class Freezer:
             )
 
     def _require_same_parameters(self) -> None:
-        held = {shard.name: shard.parameter for shard in self.engine.shards(self._selections)}
+        held = {shard.name: shard for shard in self.engine.shards(self._selections)}
         for piece in self._weights:
-            if held[piece.of.name] is not piece.of.parameter:
+            found = held[piece.of.name]
+            if found.parameter is not piece.of.parameter or found.shape != piece.of.shape:
                 raise FreezeError(
-                    f"{piece.of.name} was replaced by another parameter after freezing began; freeze again, after "
-                    "whatever rebuilds the model"
+                    f"{piece.of.name} was replaced by another parameter after freezing began, of shape {found.shape}, "
+                    f"it had {piece.of.shape}; freeze again, after whatever rebuilds the model"
                 )
 
 

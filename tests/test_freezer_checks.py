@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from neurofreeze import freeze
+from neurofreeze import freeze, freeze_rest
 from neurofreeze.errors import FreezeError
 from neurofreeze.mask import NeuronMask
 from tests import reference, tiny
@@ -69,6 +69,30 @@ def test_check_notices_a_parameter_replaced_in_model_and_optimizer() -> None:
     optimizer.add_param_group({"params": [layer.weight]})
     with pytest.raises(FreezeError, match=r"up_proj\.weight was replaced by another parameter"):
         freezer.check()
+
+
+def test_check_notices_embeddings_that_were_resized_in_place() -> None:
+    model = tiny.model("llama")
+    freezer = freeze(model, adamw(model), mask_for(model).with_rest("embeddings", "lm_head"))
+    model.resize_token_embeddings(70, mean_resizing=False)
+    with pytest.raises(
+        FreezeError, match=r"embed_tokens\.weight was replaced .* of shape \(70, 36\), it had \(64, 36\)"
+    ):
+        freezer.check()
+
+
+def test_a_gradient_where_there_was_to_be_none_is_refused_at_the_step() -> None:
+    model = tiny.model("llama")
+    mask = mask_for(model).with_rest("norms")
+    freeze_rest(model, mask)
+    optimizer = adamw(model)
+    freeze(model, optimizer, mask)
+    reference.train(model, optimizer, reference.batches(1))
+    model.requires_grad_(True)
+    start = reference.weights(model)
+    with pytest.raises(FreezeError, match=r"norm\.weight had requires_grad off when freezing began"):
+        reference.train(model, optimizer, reference.batches(1))
+    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
 
 
 def test_check_notices_moments_that_came_back() -> None:
