@@ -139,6 +139,7 @@ def test_a_wrong_setting_of_a_benchmark_is_corrected(capsys: pytest.CaptureFixtu
         ("model=", "model is ''; expected a checkpoint folder"),
         ("fractoin=0.1", "unknown setting 'fractoin', did you mean 'fraction'?"),
         ("training.stepz=3", "unknown setting 'training.stepz', did you mean 'training.steps'?"),
+        ("strategy.options.scaled=true", "strategy.options.scaled is not set, so that it cannot be changed; pass +"),
         ("seed=many", "seed: Value 'many' of type 'str' could not be converted to Integer"),
         ("training.steps=some", "training.steps: Value 'some' of type 'str' could not be converted to Integer"),
         ("overwrite=perhaps", "overwrite: Value 'perhaps' is not a valid bool"),

@@ -14,7 +14,9 @@ def explain(error: Exception, schema: type[Any]) -> str:
     message, cause = (" ".join(str(found or "").split()) for found in (error, error.__cause__))
     if unknown := re.search(r"Key '([^']+)' (?:is )?not in|Could not override '([^']+)'", f"{message} {cause}"):
         key = unknown[1] or unknown[2]
-        names = list(_settings(schema))
+        names = dict(_settings(schema))
+        if names.get(key.rpartition(".")[0], "").startswith("dict"):
+            return f"{key} is not set, so that it cannot be changed; pass +{key}=... to add it"
         top = ", ".join(name for name in names if "." not in name)
         return f"unknown setting {key!r}{suggest(key, names)}; expected one of {top} or a key below them"
     if absent := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search", message):
@@ -36,10 +38,10 @@ def suggest(found: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _settings(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a config dataclass, dotted."""
+def _settings(schema: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of a config dataclass, dotted, and its type as it is written."""
     for field in fields(schema):
-        yield f"{prefix}{field.name}"
+        yield f"{prefix}{field.name}", str(field.type)
         factory: Any = field.default_factory
         if is_dataclass(factory):
             yield from _settings(factory, f"{prefix}{field.name}.")
