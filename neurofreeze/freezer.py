@@ -278,8 +278,8 @@ class Freezer:
         for name, parameter in self._without_gradient.items():
             if parameter.grad is not None:
                 raise FreezeError(
-                    f"{name} had requires_grad off when freezing began, and has a gradient now; leave it off, or switch "
-                    "it on before freezing"
+                    f"{name} had requires_grad off when freezing began, and has a gradient now; leave it off, or "
+                    "switch it on before freezing"
                 )
         for gradient in self._gradients_at_step:
             if id(gradient.of.parameter) in self._unmasked:

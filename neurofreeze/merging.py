@@ -21,9 +21,10 @@ def merge_adapters(model: Any, mask: NeuronMask) -> Any:
         mask: the neurons that were frozen.
 
     Raises:
-        FreezeError: if the base is quantized. Or if the adapters change a frozen element; the model is then of no use
-            any more.
+        FreezeError: if the base is quantized, or adapters are merged into it already. Or if the adapters change a
+            frozen element; the model is then of no use any more.
     """
+    _require_unmerged(model)
     frozen = mask.dense(model)
     start = find(model, frozen)
     for name, p in start.items():
@@ -41,3 +42,14 @@ def merge_adapters(model: Any, mask: NeuronMask) -> Any:
         with torch.no_grad():
             p[where] = before[name]
     return merged
+
+
+def _require_unmerged(model: Any) -> None:
+    # The weights are taken for those of the base.
+    for name, module in model.named_modules():
+        merged = getattr(module, "merged_adapters", ())
+        if merged:
+            raise FreezeError(
+                f"{name} has {', '.join(merged)} merged into it, so that what the base was is not known; call "
+                "model.unmerge_adapter() first, or merge and compare with `neurofreeze verify`"
+            )

@@ -433,6 +433,13 @@ def test_a_negative_zero_is_warned_of_and_kept_by_our_merge(base: Any, mask: Neu
     assert all(torch.equal(now[name], expected[name]) for name in now)
 
 
+def test_our_merge_refuses_adapters_that_are_merged_already(base: Any, mask: NeuronMask) -> None:
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["up_proj"], init_lora_weights=False))
+    model.merge_adapter()
+    with pytest.raises(FreezeError, match=r"up_proj has default merged into it"):
+        merge_adapters(model, mask)
+
+
 def test_our_merge_refuses_adapters_that_were_trained_without_the_mask(base: Any, mask: NeuronMask) -> None:
     model = lora.adapted(base)
     reference.train(model, lora.adamw(model), reference.batches(1))
