@@ -1,6 +1,6 @@
 """Evaluation in parts: shared among ranks, and kept as they are done, so that what was interrupted goes on.
 
-Every rank has a model of its own and does every so-manieth part; what the parts are does not depend on how many ranks
+Each of n ranks has a model of its own and does every n-th part; what the parts are does not depend on how many ranks
 there are, so neither does the outcome, on machines of one kind. Finished parts are kept in the stage's unfinished
 folder, one JSON line each in a file a rank, and belong to whatever has the same settings and the same weights.
 """

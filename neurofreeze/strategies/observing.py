@@ -1,6 +1,6 @@
 """Watching places in a model while calibration data flows through it, batch by batch, without keeping it.
 
-On several ranks each takes every so-manieth batch and the statistics are merged in rank order: float64 sums in another
+Each of n ranks takes every n-th batch and the statistics are merged in rank order: float64 sums in another
 order, so scores agree to about 1e-12 before they are rounded to float32.
 """
 
