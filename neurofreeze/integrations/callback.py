@@ -64,6 +64,7 @@ class FreezeCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Attach once the model is wrapped, the optimizer built and any checkpoint loaded."""
         _refuse_unverified(AcceleratorState())
+        _refuse_data_parallel(args)
         resumed = state.global_step > 0
         carried = self._carried(state) if resumed else {}
         mask = NeuronMask.from_state_dict(carried) if resumed and self.mask is None else self.mask
@@ -136,6 +137,16 @@ def _refuse_unverified(state: AcceleratorState) -> None:
         raise FreezeError("freezing in a trainer under FSDP1 is not verified yet; set fsdp_version to 2 in fsdp_config")
     if found == DistributedType.DEEPSPEED:
         _refuse_deepcompile(state.deepspeed_plugin.deepspeed_config)
+
+
+def _refuse_data_parallel(args: TrainingArguments) -> None:
+    # The trainer hands over the module, not what it has wrapped it in.
+    if args.n_gpu > 1:
+        raise FreezeError(
+            "freezing under DataParallel is not verified, in which the trainer wraps the model since one process sees "
+            f"{args.n_gpu} GPUs; start a process for each (accelerate launch, torchrun), or let CUDA_VISIBLE_DEVICES "
+            "name one"
+        )
 
 
 def _refuse_deepcompile(config: dict[str, Any]) -> None:

@@ -268,6 +268,14 @@ def test_engines_that_are_not_verified_are_refused_by_name(
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=model, optimizer=trainer.optimizer)
 
 
+def test_data_parallel_is_refused(model: Any, mask: NeuronMask) -> None:
+    trainer = trainer_of(model, FreezeCallback(mask))
+    trainer.args._n_gpu = 2
+    with pytest.raises(FreezeError, match=r"under DataParallel is not verified.*sees 2 GPUs"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_fsdp1_is_refused(model: Any, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = FreezeCallback(mask)
     trainer = trainer_of(model)
