@@ -97,7 +97,8 @@ def verify(
 
     Raises:
         MaskError: if the mask does not fit the base, was made on other weights, or chooses no neuron.
-        ModelError: if a checkpoint is unreadable, lacks a masked parameter, or has it in another shape.
+        ModelError: if a checkpoint is unreadable, lacks a masked parameter or has it in another shape, or if something
+            else would be loaded from the tuned one than is compared.
     """
     if not isinstance(mask, NeuronMask):
         mask = NeuronMask.from_pretrained(mask)
@@ -110,7 +111,7 @@ def verify(
         for folder, weights in ((base, before), (tuned, after)):
             _require(weights, folder, selections, neuron_map)
         tied = {name: own for name, own in neuron_map.tied.items() if own in selections}
-        _require_tied(tuned, tied, after)
+        _require_same_model(tuned, neuron_map, tied, after)
         checks = []
         for name in before:
             if name in after:
@@ -167,15 +168,25 @@ def _require(weights: Parameters, folder: str | Path, names: Iterable[str], neur
             )
 
 
-def _require_tied(folder: str | Path, tied: dict[str, str], weights: Parameters) -> None:
-    from neurofreeze.reader import on_meta, tied_names
-
-    missing = [name for name in tied if name not in weights]
-    if not missing or not (Path(folder) / "config.json").is_file():
+def _require_same_model(folder: str | Path, neuron_map: NeuronMap, tied: dict[str, str], weights: Parameters) -> None:
+    """What is loaded from `folder` must be what is compared; its config, where it has one, says what is loaded."""
+    if not (Path(folder) / "config.json").is_file():
         return
-    still = tied_names(on_meta(read_config(folder)))
-    for name in missing:
-        if still.get(name) != tied[name]:
+    config = read_config(folder)
+    if getattr(config, "transformers_weights", None):
+        raise ModelError(
+            f"the config.json of {folder} has transformers load {config.transformers_weights}; expected weights under "
+            'their usual names, without "transformers_weights"'
+        )
+    found = NeuronMap.of(config, neuron_map.granularity)
+    if found.digest != neuron_map.digest:
+        raise ModelError(
+            f"the config.json of {folder} describes a {found.model_type} model of {found.total:,} neurons, that of the "
+            f"base a {neuron_map.model_type} model of {neuron_map.total:,}, or has them elsewhere: what is loaded from "
+            "there is not what is compared. Save it with the base's config"
+        )
+    for name in tied:
+        if name not in weights and found.tied.get(name) != tied[name]:
             raise ModelError(
                 f"{folder} has no {name}, which the base ties to {tied[name]} and the mask freezes, and its config "
                 "does not tie it: a model loaded from there has random numbers there. Save it with the base's config"

@@ -314,6 +314,23 @@ def test_a_head_that_is_neither_tied_any_more_nor_there_is_refused(base: Path, t
         verify(base, tuned, with_head)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_hidden_layers": 1}, "describes a llama model of 76 neurons, that of the base a llama model of 152"),
+        ({"model_type": "mistral"}, "describes a mistral model"),
+        ({"transformers_weights": "other.safetensors"}, r"has transformers load other\.safetensors"),
+    ],
+)
+def test_a_config_with_which_something_else_is_loaded_is_refused(
+    changed: dict[str, Any], message: str, base: Path, tuned: Path, mask: NeuronMask
+) -> None:
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(ModelError, match=message):
+        verify(base, tuned, mask)
+
+
 def test_a_base_without_config_is_refused(tuned: Path, mask: NeuronMask) -> None:
     (tuned / "config.json").unlink()
     for check in (lambda: verify(tuned, tuned, mask), lambda: weights_fingerprint(tuned, mask)):
