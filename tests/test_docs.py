@@ -11,7 +11,7 @@ import pytest
 from neurofreeze.commands.settings import compose_once
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^ *neurofreeze (?:run|select|train|evaluate) (.+)$", re.MULTILINE)
 # What is the reader's own, or is for Hydra's command line alone.
 LEFT_OUT = ("...", "--cfg", "--info", "hydra", "cluster=ours", "SEED")
