@@ -149,6 +149,7 @@ LIBRARIES = (
     "torchao.optim",
     "schedulefree.adamw_schedulefree",
     "lomo_optim.lomo",
+    "torch.distributed.optim.zero_redundancy_optimizer",
 )
 
 
