@@ -228,8 +228,9 @@ Refused by name, with an error on every rank:
 {refused};
 DeepSpeed with ZenFlow, NVMe swapping, DeepCompile, mixture of experts or its own autocast; FSDP1 with CPU offload,
 communication hooks or in a trainer; optimizers of bitsandbytes and torchao, whose 8-bit moments cannot be seen to be
-zero, Adamax, ASGD, Rprop and schedule-free ones, whose state is not zero where the gradient always was, LOMO, which steps
-within the backward pass, and those of `torch.distributed.optim`, which hide the moments, except where [selective layers](selective.md) keep all that is frozen from them.
+zero, Adamax, ASGD, Rprop and schedule-free ones, whose state is not zero where the gradient always was, LOMO, which
+steps within the backward pass, and those of `torch.distributed.optim`, which hide the moments, except where
+[selective layers](selective.md) keep all that is frozen from them.
 
 This page is written by `python -m tests.support` from the lists that the tests run from.
 """
