@@ -28,7 +28,7 @@ from neurofreeze.engines.base import Gradient, Replica
 from neurofreeze.engines.partial import PartialEngine
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.hooks import before_others
-from neurofreeze.lora import find_adapters
+from neurofreeze.lora import adapted_layers, find_adapters
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection, canonical_name
 from neurofreeze.pieces import Piece, cut
@@ -94,7 +94,7 @@ def freeze(model: Any, optimizer: Any = None, mask: NeuronMask | None = None) ->
         gradients_at_step = list(cut(engine.gradients_at_step(selections), selections))
     require_equal("the mask", given.digest)
     adapters.clear(weights, engine)
-    return Freezer(engine, neuron_map, given, selections, weights, gradients, gradients_at_step, adapters)
+    return Freezer(model, engine, neuron_map, given, selections, weights, gradients, gradients_at_step, adapters)
 
 
 class Freezer:
@@ -110,6 +110,7 @@ class Freezer:
 
     def __init__(
         self,
+        model: Any,
         engine: Engine,
         neuron_map: NeuronMap,
         mask: NeuronMask,
@@ -117,11 +118,12 @@ class Freezer:
         weights: list[Piece[Shard]],
         gradients: list[Piece[Gradient]],
         gradients_at_step: list[Piece[Gradient]],
-        adapters: Adapters | None = None,
+        adapters: Adapters,
     ) -> None:
         self.engine = engine
         self.mask = mask
-        self.adapters = adapters or Adapters()
+        self.adapters = adapters
+        self._model = model
         self._map = neuron_map
         self._selections = selections
         self._weights = weights
@@ -146,13 +148,14 @@ class Freezer:
 
         Raises:
             FreezeError: on every rank, if any frozen element changed, a frozen moment is not zero, or the model no
-                longer holds the parameters that were frozen.
+                longer holds the parameters that were frozen, or has adapters that it had not.
         """
         if self._resumed:
             self.sync()
             self._resumed = False
         with all_or_none("the check of frozen elements"):
             self._require_same_parameters()
+            self._refuse_new_adapters()
             self.adapters.require_intact(self._weights)
             for piece in self._weights:
                 for moment in piece.of.moments():
@@ -364,6 +367,15 @@ class Freezer:
                 raise FreezeError(
                     f"{piece.of.name} was replaced by another parameter after freezing began, of shape {found.shape}, "
                     f"it had {piece.of.shape}; freeze again, after whatever rebuilds the model"
+                )
+
+    def _refuse_new_adapters(self) -> None:
+        known = {id(layer) for layer, _ in self.adapters.active}
+        for path, layer in adapted_layers(self._model):
+            if id(layer) not in known:
+                raise FreezeError(
+                    f"PEFT put adapters over {path} after freezing began, so that nothing of them is held; add them "
+                    "before freezing"
                 )
 
 

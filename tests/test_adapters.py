@@ -243,6 +243,17 @@ def saved(model: Any, folder: Path) -> Path:
     return folder
 
 
+def test_adapters_that_came_after_freezing_began_are_noticed(base: Any, mask: NeuronMask) -> None:
+    model = copy.deepcopy(base)
+    freezer = freeze(model, torch.optim.AdamW(model.parameters()), mask)
+    freezer.check()
+    get_peft_model(model, LoraConfig(target_modules=["up_proj"]))
+    with pytest.raises(
+        FreezeError, match=r"PEFT put adapters over model\.layers\.0\.mlp\.up_proj after freezing began"
+    ):
+        freezer.check()
+
+
 def test_an_adapter_that_was_trained_with_the_mask_goes_on(base: Any, mask: NeuronMask, tmp_path: Path) -> None:
     first = lora.adapted(base)
     optimizer = lora.adamw(first)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from neurofreeze.adapters import Adapters
 from neurofreeze.engines import recognise
 from neurofreeze.freezer import Freezer
 from neurofreeze.neurons import NeuronMap, Selection
@@ -55,7 +56,8 @@ def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> Freezer:
     engine, chosen = recognise(model, optimizer), selections()
     weights, gradients = list(cut(engine.shards(chosen), chosen)), list(cut(engine.gradients(chosen), chosen))
     stand_in = tiny.model("llama")
-    return Freezer(engine, NeuronMap.of(stand_in), mask_for(stand_in), chosen, weights, gradients, gradients)
+    neuron_map, mask = NeuronMap.of(stand_in), mask_for(stand_in)
+    return Freezer(model, engine, neuron_map, mask, chosen, weights, gradients, gradients, Adapters())
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
