@@ -20,11 +20,11 @@ from weakref import WeakSet
 import torch
 from rich.console import Console
 
-from neurofreeze import fingerprint
 from neurofreeze.adapters import Adapters
-from neurofreeze.distributed import all_or_none, gather, rank, require_equal
+from neurofreeze.digests import Digests, local_digests, whole_fingerprint
+from neurofreeze.distributed import all_or_none, rank, require_equal
 from neurofreeze.engines import Engine, Shard, recognise, require_verified_optimizers
-from neurofreeze.engines.base import Gradient, Replica
+from neurofreeze.engines.base import Gradient
 from neurofreeze.engines.partial import PartialEngine
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.hooks import before_others
@@ -35,9 +35,8 @@ from neurofreeze.pieces import Piece, cut
 from neurofreeze.record import FreezeRecord
 from neurofreeze.rest import KINDS, require_tied
 from neurofreeze.selective_layers import has_selective_layers
+from neurofreeze.steps import Steps, restore_master
 from neurofreeze.summary import FreezeSummary
-
-Digests = dict[Replica, int]
 
 # Those that freeze now: one may be left over from a training that was broken off.
 _attached: WeakSet[Freezer] = WeakSet()
@@ -104,6 +103,7 @@ class Freezer:
         engine: where weights, gradients and moments are.
         mask: the neurons that are frozen.
         adapters: what of LoRA adapters is held at zero; the fingerprint is of the base alone.
+        steps: what puts frozen elements back after each step.
         fingerprint: of the frozen bits, 16 hexadecimal digits.
         check_seconds: what the last check of them took on this rank.
     """
@@ -129,8 +129,7 @@ class Freezer:
         self._weights = weights
         self._gradients = gradients
         self._gradients_at_step = gradients_at_step
-        self._saved: dict[int, torch.Tensor] = {}  # values of a piece, by its id, while a step runs
-        self._steps_within = 0  # an optimizer's step may call another one's, of its base class, say
+        self.steps = Steps(weights)
         self._unmasked = self._parameters()
         self._without_gradient = {
             piece.of.name: piece.of.parameter for piece in weights if id(piece.of.parameter) not in self._unmasked
@@ -216,10 +215,10 @@ class Freezer:
             FreezeError: on every rank, if the engine's masters are not where they are expected.
         """
         with all_or_none("freeze"):
-            self._forget_steps()
+            self.steps.forget()
             for piece in self._weights:
                 _require_same_values(piece)
-                self._restore(piece, piece.of.low_precision())
+                restore_master(piece)
                 for moment in piece.of.moments():
                     piece.zero(moment)
 
@@ -232,7 +231,7 @@ class Freezer:
         """Stop freezing without a check, as where training was given up. Undoes what half a step did."""
         if not self._handles:
             return
-        self._undo_half_a_step()
+        self.steps.undo()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -247,8 +246,8 @@ class Freezer:
         held = {id(parameter) for parameter in parameters}
         if self._resumed or not any(id(piece.of.parameter) in held for piece in self._weights):
             return
-        self._undo_half_a_step()
-        if _digests(self._base()) != self._digests:
+        self.steps.undo()
+        if local_digests(self._base()) != self._digests:
             raise FreezeError(
                 "frozen elements of this model changed while another freezer held them, whose training was broken off; "
                 "load the model anew, or call that freezer's release() first if they are meant to be other ones now"
@@ -287,56 +286,19 @@ class Freezer:
         for gradient in self._gradients_at_step:
             if id(gradient.of.parameter) in self._unmasked:
                 gradient.require_zero(gradient.of.gradient(), "gradient")
-        self._steps_within += 1
-        for piece in self._stepping(optimizer):
-            if id(piece) in self._saved:
-                # Within another step, or after one that was broken off, it may have moved already.
-                piece.write(piece.of.master(), self._saved[id(piece)])
-            elif piece.of.low_precision() is None:
-                self._saved[id(piece)] = piece.read(piece.of.master())
+        self.steps.begin(optimizer)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._steps_within -= 1
-        coupled = _decay_enters_moments(optimizer)
-        for piece in self._stepping(optimizer):
-            if id(piece) in self._saved:
-                piece.write(piece.of.master(), self._saved[id(piece)])
-            self._restore(piece, piece.of.low_precision())
-            if coupled:
-                for moment in piece.of.moments():
-                    piece.zero(moment)
-        if self._steps_within == 0:
-            self._saved.clear()
+        self.steps.end(optimizer)
         self._unmasked = self._parameters()
-
-    def _undo_half_a_step(self) -> None:
-        for piece in self._weights:
-            if id(piece) in self._saved:
-                piece.write(piece.of.master(), self._saved[id(piece)])
-            self._restore(piece, piece.of.low_precision())
-        self._forget_steps()
-
-    def _forget_steps(self) -> None:
-        self._saved.clear()
-        self._steps_within = 0
-
-    def _stepping(self, optimizer: torch.optim.Optimizer) -> Iterator[Piece[Shard]]:
-        # DeepSpeed steps one flat group at a time; the others are not in the optimizer's groups meanwhile.
-        stepping = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return (piece for piece in self._weights if id(piece.of.owner) in stepping)
-
-    @staticmethod
-    def _restore(piece: Piece[Shard], low_precision: torch.Tensor | None) -> None:
-        if low_precision is not None:
-            piece.write(piece.of.master(), piece.read(low_precision))
 
     def _parameters(self) -> set[int]:
         return {id(piece.of.parameter) for piece in self._gradients}
 
     def _digest(self) -> tuple[str, Digests]:
         started = time.perf_counter()
-        local = _digests(self._base())
-        found = fingerprint.text(_whole_digest(local))
+        local = local_digests(self._base())
+        found = whole_fingerprint(local)
         self.check_seconds = time.perf_counter() - started
         return found, local
 
@@ -352,12 +314,7 @@ class Freezer:
                 stacklevel=4,
             )
             return
-        if self.mask.config.fingerprint not in (None, self.fingerprint):
-            raise MaskError(
-                f"field 'fingerprint': the mask was made on weights with {self.mask.config.fingerprint}, the model "
-                f"has {self.fingerprint} at the chosen neurons; load the weights the mask was made on, or "
-                "mask.with_config(fingerprint=None) if other weights are meant"
-            )
+        self.mask.check_weights(self.fingerprint)
 
     def _require_same_parameters(self) -> None:
         held = {shard.name: shard for shard in self.engine.shards(self._selections)}
@@ -417,40 +374,3 @@ def _require_same_values(piece: Piece[Shard]) -> None:
             f"{piece.of.name}: the optimizer's master does not hold the model's weights where they are expected; "
             "this version of the engine cannot be frozen"
         )
-
-
-def _digests(pieces: list[Piece[Shard]]) -> Digests:
-    """Digest of the frozen elements that this rank holds of each copy of the model."""
-    found: Digests = {}
-    for piece in pieces:
-        found[piece.of.replica] = found.get(piece.of.replica, 0) + piece.digest(piece.of.master())
-    return found
-
-
-def _whole_digest(local: Digests) -> int:
-    """Digest of all frozen elements of the model, the same on every rank. Collective.
-
-    Raises:
-        FreezeError: on every rank, if two copies of the same elements differ.
-    """
-    copies: dict[str, dict[int, int]] = {}
-    for contribution in gather(local):
-        for (group, index), value in contribution.items():
-            sums = copies.setdefault(group, {})
-            sums[index] = (sums.get(index, 0) + value) % fingerprint.MODULUS
-    for sums in copies.values():
-        if len(set(sums.values())) > 1:
-            raise FreezeError(
-                f"the fingerprint of the frozen weights differs between ranks ({sums}); all must start "
-                "from the same weights, and nothing may write to them on one rank alone"
-            )
-    return sum(next(iter(sums.values())) for sums in copies.values())
-
-
-def _decay_enters_moments(optimizer: torch.optim.Optimizer) -> bool:
-    # Coupled weight decay (SGD, Adam, RMSprop ...) is added to the gradient and so reaches the moments; decoupled
-    # decay (AdamW) does not. An optimizer that does not say is taken to be coupled.
-    return any(
-        group.get("weight_decay", 0) and not group.get("decoupled_weight_decay", False)
-        for group in optimizer.param_groups
-    )

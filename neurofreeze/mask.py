@@ -177,6 +177,15 @@ class NeuronMask:
         """Raise MaskError, naming the field that differs, unless the mask was made for this model's layout."""
         _compare("the model", self.config, MaskConfig.of(neuron_map))
 
+    def check_weights(self, fingerprint: str) -> None:
+        """Raise MaskError unless a model's fingerprint at the chosen neurons is that of the mask, if it has one."""
+        if self.config.fingerprint not in (None, fingerprint):
+            raise MaskError(
+                f"field 'fingerprint': the mask was made on weights with {self.config.fingerprint}, the model has "
+                f"{fingerprint} at the chosen neurons; load the weights the mask was made on, or "
+                "mask.with_config(fingerprint=None) if other weights are meant"
+            )
+
     def select(self, neuron_map: NeuronMap) -> dict[str, Selection]:
         """Parameter name -> the rows or columns that the chosen neurons own, or that are of the kinds in `config.rest`.
 

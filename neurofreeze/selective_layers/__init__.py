@@ -189,13 +189,7 @@ def _require_bare(model: Any) -> None:
 def _require_weights_of_the_mask(model: Any, mask: NeuronMask) -> None:
     if mask.config.fingerprint is None or not all(at_hand(p) and not hasattr(p, "ds_id") for p in model.parameters()):
         return  # where ranks hold parts, FreezeCallback compares them
-    found = loaded_fingerprint(model, mask)
-    if found != mask.config.fingerprint:
-        raise MaskError(
-            f"field 'fingerprint': the mask was made on weights with {mask.config.fingerprint}, the model has {found} "
-            "at the chosen neurons; load the weights the mask was made on, or mask.with_config(fingerprint=None) if "
-            "other weights are meant"
-        )
+    mask.check_weights(loaded_fingerprint(model, mask))
 
 
 def _require_divisible(

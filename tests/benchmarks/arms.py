@@ -85,7 +85,7 @@ def _weigh(freezer: Freezer, attached: Attached) -> None:
     attached.copied = max((_bytes(piece.read(piece.of.master())) for piece in freezer._weights), default=0)
 
     def watch(*_: Any) -> None:
-        attached.copied = max(attached.copied, sum(_bytes(values) for values in freezer._saved.values()))
+        attached.copied = max(attached.copied, sum(_bytes(values) for values in freezer.steps.saved.values()))
 
     attached._handles = [optimizer.register_step_pre_hook(watch) for optimizer in freezer.engine.optimizers()]
 
