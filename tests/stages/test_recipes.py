@@ -15,9 +15,11 @@ from neurofreeze.errors import ConfigError
 
 from .runs import neurofreeze
 
+BALANCED = ("bundled:harmful/align", "bundled:lookalikes/align")
 RECIPES: dict[str, dict[str, Any]] = {
     "freeze_replay": {"replay.weight": 0.1, "anchor.weight": 0.0, "fraction": 0.15},
     "freeze_anchor": {"replay.weight": 0.0, "anchor.weight": 0.1, "anchor.tokens": 4},
+    "balanced_anchor": {"anchor.weight": 0.1, "anchor.rows": 2, "arms": ("none",), "data.replay": BALANCED},
     "hold_rest": {"freeze.kinds": ("embeddings", "norms", "lm_head", "other"), "replay.weight": 0.0},
     "safety_layers": {"strategy.name": "safe_layers"},
     "redundant_only": {"method.freeze": "all_but_ru", "method.ratios.redundant": 0.2},
