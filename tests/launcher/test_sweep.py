@@ -16,6 +16,8 @@ from tests.test_cli import probe
 
 from .interpreter import interpreter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,6 @@ def test_an_optimising_sweep_takes_its_ranges_from_yaml(tmp_path: Path, capsys: 
     assert len(set(seeds)) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("experiment", "jobs"), [("seeds", 8), ("strategies", 8)])
 def test_an_experiment_names_what_it_sweeps(experiment: str, jobs: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-m", f"experiment={experiment}", "cluster=slurm", "cluster.dry_run=true"]) == 0

@@ -19,6 +19,8 @@ from tests.launcher.interpreter import interpreter
 
 from .cluster import SlurmCluster
 
+pytestmark = pytest.mark.slow
+
 Interpreter = Callable[[str], str]
 NOTES = """
 printf '%s\\n' "$(hostname)" "$RANK" "$LOCAL_RANK" "$WORLD_SIZE" "$LOCAL_WORLD_SIZE" "$MASTER_ADDR" \\
@@ -144,7 +146,6 @@ def test_a_wrong_partition_is_told_in_slurm_s_words(slurm: SlurmCluster, capsys:
     assert "invalid partition specified: nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_sweep_is_one_array_with_a_throttle(
     slurm: SlurmCluster,
     python: Interpreter,

@@ -12,10 +12,11 @@ from neurofreeze.checkpoints import open_weights
 from neurofreeze.stages.context import read_json
 from tests.stages.runs import neurofreeze
 
+pytestmark = pytest.mark.slow
+
 _ARM = ("arms=[random]", "fraction=0.6", "method=top", "training.learning_rate=1e-3")
 
 
-@pytest.mark.slow
 def test_both_enforcements_train_the_same_model(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,8 @@ from neurofreeze.verification import verify
 
 from .runs import STEPS, metrics, neurofreeze, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -87,7 +89,6 @@ def test_ctrl_c_after_the_last_step_loses_nothing(
     assert weights(folder / "arms" / "safety") == weights(finished / "arms" / "safety")
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(
     ctrl_c: Any, copied: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,8 @@ from tests import tiny
 
 from .runs import STEPS, metrics, neurofreeze, weights
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("nest", "full", "lora")
 # A random model's probes have no outstanding weights; vectors must move far enough to survive rounding to bfloat16.
 SETTINGS = ("method=nest", "method.nest.threshold=0.5", "method.nest.clusters=3", "method.nest.learning_rates.nest=0.1")
@@ -148,7 +150,6 @@ def test_a_second_run_reuses_every_stage(
     assert all(f"{stage}: complete, reused" in out for stage in stages)
 
 
-@pytest.mark.slow
 def test_stages_alone_give_what_the_run_gives(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     for command in ("select", "train", "evaluate"):
         assert run(command, tiny_checkpoint, tmp_path / "run", "arms=[nest]") == 0
@@ -156,7 +157,6 @@ def test_stages_alone_give_what_the_run_gives(finished: Path, tiny_checkpoint: P
     assert result(tmp_path / "run", "evaluate-nest") == result(finished, "evaluate-nest")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["nest", "lora"])
 def test_an_interrupted_arm_goes_on_to_the_same_bits(
     arm: str, copied: Path, finished: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,8 @@ from neurofreeze.verification import verify
 
 from .runs import STEPS, metrics, neurofreeze, weights
 
+pytestmark = pytest.mark.slow
+
 # A random model hardly tells harm from anything else.
 SETTINGS = (
     "method=safeneuron",
@@ -130,7 +132,6 @@ def test_the_table_is_printed_and_in_the_report(
     assert "data.train</" not in page
 
 
-@pytest.mark.slow
 def test_an_interrupted_second_round_goes_on_to_the_same_bits(
     copied: Path, finished: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

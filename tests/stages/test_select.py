@@ -38,6 +38,7 @@ def result(folder: Path, stage: str = "select") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "change"])
 def test_every_strategy_leaves_a_mask_and_its_random_control(
     strategy: str, tiny_checkpoint: Path, tmp_path: Path
@@ -181,6 +182,7 @@ def test_the_tolerance_decides(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert found[0] < found[1] == 0.3
 
 
+@pytest.mark.slow
 def test_the_search_is_part_of_choosing_on_halves(
     tiny_checkpoint: Path, tmp_path: Path, pruned_on: list[tuple[Any, list[str], list[str]]]
 ) -> None:

@@ -83,6 +83,7 @@ def test_the_output_is_an_ordinary_checkpoint_in_the_base_s_precision(trained: A
     assert not list(trained[0].parent.glob("*.unfinished"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares with plain float64 on the CPU")
 def test_the_loss_is_dpo_s(tiny_checkpoint: Path, pairs: list[Preference], tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []

@@ -174,6 +174,7 @@ def test_a_save_that_fails_halfway_leaves_no_output(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_fine_tune_goes_on_from_its_last_checkpoint_to_the_same_bits(
     tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_fine_tune_goes_on_from_its_last_checkpoint_to_the_same_bits(
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_fine_tune_that_a_signal_stops_after_its_last_step_takes_no_step_more(
     tuned: Any, tiny_checkpoint: Path, mask: NeuronMask, examples: list[Example], tmp_path: Path
 ) -> None:
@@ -346,6 +348,7 @@ def test_examples_without_room_for_an_answer_are_told_of(
         fine_tune(tiny_checkpoint, tmp_path / "none", [], CONFIG, seed=0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_other_frozen_bits_does_not_count(
     tiny_checkpoint: Path,
     mask: NeuronMask,

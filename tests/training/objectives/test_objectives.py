@@ -136,6 +136,7 @@ def tuned(base: Path, output: Path, examples: list[Example], objectives: list[Ob
     return result, logged
 
 
+@pytest.mark.slow
 def test_both_are_added_to_the_training_loss_with_their_weights(
     tiny_checkpoint: Path, examples: list[Example], known: list[Example], tmp_path: Path
 ) -> None:
