@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -53,13 +53,26 @@ def start(job: Job, log: Path | None = None) -> subprocess.Popen[bytes]:
     return process
 
 
-def wait(process: subprocess.Popen[bytes], received: list[int] | None = None) -> int:
-    """Wait for a job's process, handing it the signals that come meanwhile; returns the exit code.
+def run(job: Job, log: Path | None = None, received: list[int] | None = None) -> int:
+    """Run a saved job to its end, handing it the signals that come from now on; returns the exit code.
 
     That is 128 + N after signal N, whatever torchrun makes of it. The signals are added to `received`.
     """
     received = [] if received is None else received
-    with _forwarding(process, received):
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # that came while it was being started, and must not leave it behind
+
+    def forward(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if process is None:
+            early.append(number)
+        elif process.poll() is None:
+            process.send_signal(number)
+
+    with _handling(forward):
+        process = start(job, log)
+        for number in early:
+            process.send_signal(number)
         code = process.wait()
     if code < 0:
         return 128 - code
@@ -67,12 +80,7 @@ def wait(process: subprocess.Popen[bytes], received: list[int] | None = None) ->
 
 
 @contextmanager
-def _forwarding(process: subprocess.Popen[bytes], received: list[int]) -> Iterator[None]:
-    def forward(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if process.poll() is None:
-            process.send_signal(number)
-
+def _handling(forward: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before: dict[int, Any] = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
         yield

@@ -33,7 +33,7 @@ def submit(job: Job) -> int:
         return code
     if cluster.name == "torchrun":
         prepare(job)
-        return processes.wait(processes.start(job))
+        return processes.run(job)
     if cluster.dry_run:
         print(render(job.command, job.config, job.folder), end="")
         return 0

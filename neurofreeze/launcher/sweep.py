@@ -117,7 +117,7 @@ def _here(job: Job) -> int:
     prepare(job)
     say(f"{job.folder}: {' '.join(job.overrides)}")
     received: list[int] = []
-    code = processes.wait(processes.start(job, job.folder / processes.LOG), received)
+    code = processes.run(job, job.folder / processes.LOG, received)
     say(f"{job.folder}: {'complete' if code == 0 else f'failed with exit code {code}, see {processes.LOG} in it'}")
     # Ctrl-C is meant for the sweep, not for one job after another; so is `neurofreeze cancel`, which signals a job.
     number = received[0] if received else code - 128

@@ -81,6 +81,22 @@ def test_a_signal_is_handed_to_the_ranks(number: signal.Signals, tmp_path: Path)
     assert Path("runs/a/told").read_text(encoding="utf-8") == "told\n"  # once
 
 
+def test_a_signal_that_comes_while_the_job_is_being_started_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(job: Job, log: Path | None = None) -> subprocess.Popen[bytes]:
+        process = started(job, log)
+        wait_until((job.folder / "began").exists, "the rank did not begin")
+        signal.raise_signal(signal.SIGUSR1)
+        return process
+
+    started = processes.start
+    monkeypatch.setattr(processes, "start", start)
+    body = f"trap 'echo told >> \"$3/told\"; exit 9' USR1\n{WAITS}"
+    assert main(["train", *ONE, interpreter(tmp_path, body), "name=a"]) == 128 + signal.SIGUSR1
+    assert Path("runs/a/told").read_text(encoding="utf-8") == "told\n"
+
+
 def test_a_background_job_is_seen_and_cancelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = nf.launch("train", [interpreter(tmp_path, WAITS)], name="a", seed=3)
     assert job.folder == Path("runs/a").absolute()
