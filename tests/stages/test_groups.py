@@ -159,6 +159,13 @@ def test_interrupted_pruning_goes_on_to_the_same_outcomes(
     assert result(folder, "validate-groups") == result(finished, "validate-groups")
 
 
+@pytest.mark.slow
+def test_two_ranks_prune_as_one_process_does(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ranks = ("cluster=torchrun", "cluster.ranks_per_node=2", "backend=ddp")
+    assert run("select", tiny_checkpoint, tmp_path / "shared", *CHECKS[:2], *ranks) == 0
+    assert result(tmp_path / "shared", "validate-groups") == result(finished, "validate-groups")
+
+
 @pytest.mark.parametrize("check", ["validate=groups", "validate.migration=true"])
 def test_a_method_without_groups_is_refused(
     check: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
