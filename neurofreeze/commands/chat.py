@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
+from neurofreeze.config.guard import with_filters
 from neurofreeze.config.serve import ChatConfig
 from neurofreeze.console import console, say, stage
 
 
 def main(overrides: Sequence[str]) -> int:
     """Talk until an empty line, /quit or the end of the input; /new begins another conversation."""
-    return compose("chat", overrides, _chat, "chat", needs_folder=False)
+    return compose("chat", with_filters(overrides), _chat, "chat", needs_folder=False)
 
 
 def _chat(config: ChatConfig, _: Path, __: str) -> int:

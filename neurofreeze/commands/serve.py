@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
+from neurofreeze.config.guard import with_filters
 from neurofreeze.config.serve import ServeConfig
 from neurofreeze.console import say, stage
 from neurofreeze.errors import ConfigError
@@ -14,7 +15,7 @@ from neurofreeze.errors import ConfigError
 
 def main(overrides: Sequence[str]) -> int:
     """Serve until SIGTERM or Ctrl-C; exit code 0 then."""
-    return compose("serve", overrides, _serve, "serve", needs_folder=False)
+    return compose("serve", with_filters(overrides), _serve, "serve", needs_folder=False)
 
 
 def _serve(config: ServeConfig, _: Path, __: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
@@ -55,3 +57,18 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         check(len(set(self.gates)) == len(self.gates), "guard.gates", self.gates, "each folder once")
+
+
+def with_filters(overrides: Sequence[str]) -> list[str]:
+    """Overrides in which `guard.filters.NAME.KEY=VALUE` may be the first that is heard of a filter.
+
+    Hydra cannot make an entry of a typed dictionary out of its parts. Ahead of them comes an entry with the schema's
+    defaults, which changes nothing in one that is there; the parts are then settings as any other.
+    """
+    found: list[str] = []
+    for override in overrides:
+        if part := re.match(r"\+*(guard\.filters\.([\w-]+)[.=].*)", override, re.DOTALL):
+            found += [f"++guard.filters={{{part[2]}:{{judge:{{}}}}}}", part[1]]
+        else:
+            found.append(override)
+    return found
