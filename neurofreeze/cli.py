@@ -49,7 +49,7 @@ Fine-tune an aligned language model without losing its safety.
 commands:
 {commands}
 
-settings (of the commands that run something; conf/config.yaml has all):
+settings (neurofreeze COMMAND --help lists all of a command's):
   model=PATH-OR-HUB-ID    a checkpoint folder, a GGUF file, a hub id; default smollm2-135m-instruct
   data.train=PATH-OR-ID   fine-tuning data; also data.safety, data.utility, data.harmful, data.lookalikes ...
   fraction=0.15           share of neurons to freeze, in (0, 1]
@@ -69,7 +69,8 @@ options:
   --config-dir FOLDER     read settings of your own from there too
   --shell-completion install=bash
   --debug                 show the traceback of an error
-  --version, --help
+  --version
+  --help                  this; after a COMMAND, its own settings
 """
 
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help") or {"-h", "--help"} & set(arguments[1:]):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, overrides = arguments[0], arguments[1:]
     if command not in COMMANDS:
         return _fail(f"no command {command!r}{suggest(command, COMMANDS)}; neurofreeze --help lists them", 2)
+    if {"-h", "--help"} & set(overrides):
+        return guarded(lambda: int(import_module("neurofreeze.command_help").show(command)), command, debug)
     if command in FOLDER_COMMANDS and overrides and re.match(r"(\w+=|[-~+])", overrides[0]) is None:
         overrides[0] = f"{FOLDER_COMMANDS[command]}={_quoted(overrides[0])}"
     settings: list[str] = []
@@ -99,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             close = suggest(override, ("--debug", *HYDRA_FLAGS, *HYDRA_SWITCHES))
             return _fail(f"no option {override!r}{close}; neurofreeze --help lists them, settings are key=value", 2)
         if not option and not override.startswith("~") and "=" not in override:
-            return _fail(f"{override!r} is not a setting; expected key=value. neurofreeze --help shows some", 2)
+            return _fail(
+                f"{override!r} is not a setting; expected key=value. neurofreeze {command} --help lists them", 2
+            )
         (options if option else settings).append(override)
     overrides = [*settings, *options]  # Hydra does not read settings on both sides of an option
     return guarded(lambda: int(import_module(f"neurofreeze.commands.{command}").main(overrides)), command, debug)

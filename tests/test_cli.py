@@ -53,7 +53,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return text.removeprefix("neurofreeze: ").rstrip()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["run", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"]])
 def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out
@@ -125,9 +125,15 @@ def test_an_unknown_option_is_one_line_too(capsys: pytest.CaptureFixture[str]) -
     assert one_line(capsys).startswith("no option '--mutlirun', did you mean '--multirun'?; neurofreeze --help lists")
 
 
-def test_a_wrong_setting_of_a_benchmark_is_corrected(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_of_a_benchmark_is_corrected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
     assert main(["benchmark", "modle=a"]) == 2
     assert one_line(capsys).startswith("suite, set domain: unknown setting 'modle', did you mean 'model'?; expected")
+    assert main(["benchmark", "suite.onyl=[none]"]) == 2
+    told = "unknown setting 'suite.onyl', did you mean 'suite.only'?; expected one of suite.arms, suite.only, "
+    assert one_line(capsys).startswith(told)
 
 
 @pytest.mark.parametrize(

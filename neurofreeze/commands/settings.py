@@ -51,7 +51,7 @@ def compose(
         if not sweeps:
             raise ConfigError(f"{command} runs once; --multirun is for {', '.join(COMMANDS)}")
         overrides = [f"hydra.launcher.command={command}", *overrides]
-    _register()
+    register()
     code = 0
     failure: Exception | None = None
 
@@ -82,7 +82,7 @@ def compose_once(overrides: Sequence[str]) -> tuple[Config, Path, str]:
     Raises:
         ConfigError: if a value is unknown, of the wrong type or out of range.
     """
-    _register()
+    register()
     try:
         with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
             composed = hydra.compose("config", list(overrides), return_hydra_config=True)
@@ -95,7 +95,8 @@ def compose_once(overrides: Sequence[str]) -> tuple[Config, Path, str]:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _register() -> None:
+def register() -> None:
+    """Tell Hydra the schemas of all commands, and our launcher."""
     store = ConfigStore.instance()
     store.store("schema", Config)
     for name, schema in SCHEMAS.items():

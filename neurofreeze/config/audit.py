@@ -66,7 +66,7 @@ class AuditConfig:
     name: str = "audit"
     model: str = "smollm2-135m-instruct"
     revision: Optional[str] = None
-    intervention: str = ""  # one of INTERVENTIONS; none can be guessed
+    intervention: str = ""  # steering, checkpoint, mask, adapter, gate or prune
     strengths: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2, 0.4])  # of a steering vector
     tuned: Optional[str] = None  # the folder of a checkpoint
     mask: Optional[str] = None  # the folder of a neuron mask; its neurons are ablated

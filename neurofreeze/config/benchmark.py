@@ -57,10 +57,9 @@ class PromptsConfig:
 class SuiteConfig:
     """Arms x seeds x fine-tuning sets from one checkpoint."""
 
-    # name -> SuiteArmConfig; typed by __post_init__, since OmegaConf takes no typed ones from the command line.
-    arms: dict[str, Any] = field(default_factory=lambda: {"none": {}})
+    arms: dict[str, Any] = field(default_factory=lambda: {"none": {}})  # name -> SuiteArmConfig
     only: list[str] = field(default_factory=list)  # the arms to run and compare; []: all
-    sets: dict[str, Any] = field(default_factory=lambda: {"domain": {}})  # name -> SuiteSetConfig, as `arms`
+    sets: dict[str, Any] = field(default_factory=lambda: {"domain": {}})  # name -> SuiteSetConfig
     seeds: int = 8  # 0, 1, ...
     at: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75, 1.0])  # shares of the steps at which to measure
     against: list[str] = field(default_factory=lambda: ["none"])  # arms that every other is compared with
@@ -75,6 +74,7 @@ class SuiteConfig:
     threads: Optional[int] = None  # of each; null: its share of the cores
 
     def __post_init__(self) -> None:
+        # Here, since OmegaConf takes no typed ones from the command line.
         self.arms = {name: _typed(SuiteArmConfig, given, f"suite.arms.{name}") for name, given in self.arms.items()}
         self.sets = {name: _typed(SuiteSetConfig, given, f"suite.sets.{name}") for name, given in self.sets.items()}
         check(bool(self.sets), "suite.sets", list(self.sets), "at least one fine-tuning set")

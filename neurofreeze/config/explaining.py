@@ -17,8 +17,13 @@ def explain(error: Exception, schema: type[Any]) -> str:
         names = dict(_settings(schema))
         if names.get(key.rpartition(".")[0], "").startswith("dict"):
             return f"{key} is not set, so that it cannot be changed; pass +{key}=... to add it"
-        top = ", ".join(name for name in names if "." not in name)
-        return f"unknown setting {key!r}{suggest(key, names)}; expected one of {top} or a key below them"
+        # Beside it, in the deepest part of the settings that there is.
+        within = key.rpartition(".")[0]
+        while within and not any(name.startswith(f"{within}.") for name in names):
+            within = within.rpartition(".")[0]
+        prefix = f"{within}." if within else ""
+        beside = ", ".join(name for name in names if name.startswith(prefix) and "." not in name[len(prefix) :])
+        return f"unknown setting {key!r}{suggest(key, names)}; expected one of {beside} or a key below them"
     if absent := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search", message):
         group, name, options = absent.groups()
         return f"no {group} {name!r}{suggest(name, options.split())}; expected one of {', '.join(options.split())}"
