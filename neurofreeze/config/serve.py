@@ -26,6 +26,7 @@ class LimitsConfig:
     streams: int = 32  # answers streamed at a time
     watchers: int = 8  # readers of the live page
     connections: int = 256
+    head: float = 15.0  # seconds that the head of a request may take, however slowly it comes
     timeout: float = 120.0  # seconds from a request to the end of its answer
     grace: float = 10.0  # seconds that answers may go on after SIGTERM
 

@@ -13,6 +13,7 @@ import uvicorn
 from neurofreeze.console import say
 from neurofreeze.errors import ConfigError
 from neurofreeze.serving.app import create_app
+from neurofreeze.serving.connections import prompt_connections
 from neurofreeze.serving.service import Service
 
 
@@ -43,7 +44,7 @@ def serve(service: Service) -> None:
     _log_to_stderr()
     settings = uvicorn.Config(
         create_app(service),
-        http="h11",
+        http=prompt_connections(limits.head),
         ws="none",
         log_config=None,
         access_log=False,  # it would have the query; `Access` has none

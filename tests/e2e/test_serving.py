@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def gate(tiny_checkpoint: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.Te
 def served(tiny_checkpoint: Path, gate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`neurofreeze serve` as a process of its own; killed at the end, if it still runs."""
     log = tmp_path_factory.mktemp("serve") / "log"
-    settings = [f"model={tiny_checkpoint}", f"guard.gates=[{gate}]", "token_env=SERVING_KEY", "port=0"]
+    settings = [f"model={tiny_checkpoint}", f"guard.gates=[{gate}]", "token_env=SERVING_KEY", "port=0", "limits.head=5"]
     environment = {**os.environ, "SERVING_KEY": TOKEN, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as out:
         command = [sys.executable, "-m", "neurofreeze", "serve", *settings]
@@ -136,6 +137,13 @@ def test_load_and_abuse_leave_nothing_behind(served: Served) -> None:
     assert seen.memory_info().rss < memory + 60_000_000  # it levels off at 40 MB, with 600 more requests
     assert metric(served.address, "neurofreeze_guard_events_total") - before >= 120  # each answer was judged
     assert httpx.get(f"{served.address}/health").status_code == 200
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(served: Served) -> None:
+    host, port = served.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as silent:
+        assert httpx.get(f"{served.address}/health").status_code == 200
+        assert silent.recv(1) == b""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH (package chromium); .ci/run installs it")
