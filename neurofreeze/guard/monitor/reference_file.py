@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from neurofreeze.verification import loaded_fingerprint
 
 ARRAYS = "reference.safetensors"
 CONFIG = "reference.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save(reference: Reference, folder: Path) -> Path:
@@ -30,10 +31,12 @@ def save(reference: Reference, folder: Path) -> Path:
 
     reference.mask.save_pretrained(folder)
     arrays = {name: np.ascontiguousarray(getattr(reference, name)) for name in _shapes(0, 0)}
-    write_atomically(folder / ARRAYS, to_bytes(arrays))
+    content = to_bytes(arrays)
+    write_atomically(folder / ARRAYS, content)
     config = {
         "format_version": FORMAT_VERSION,
         "library_version": __version__,
+        "sha256": hashlib.sha256(content).hexdigest(),  # of reference.safetensors
         "pooling": reference.pooling,
         "mask": reference.mask.digest,
         "made_of": reference.made_of,
@@ -49,16 +52,14 @@ def load(folder: Path) -> Reference:
         DataError: if a file is missing or malformed, naming the field.
         MaskError: if the mask is.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        arrays = load_file(folder / ARRAYS)
-    except (OSError, ValueError, RecursionError, SafetensorError, KeyError, TypeError, AttributeError) as error:
+        content = (folder / ARRAYS).read_bytes()
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder} holds no reference ({error}); make one with `neurofreeze monitor`") from error
     mask = NeuronMask.from_pretrained(folder)
     _check_config(config, mask)
+    arrays = _arrays(folder / ARRAYS, content, config["sha256"])
     held = arrays["held"].shape[0] if arrays.get("held") is not None and arrays["held"].ndim == 2 else 0
     for name, shape in _shapes(mask.count, held).items():
         found = arrays.get(name)
@@ -86,14 +87,31 @@ def check(reference: Reference, model: Any, other_weights: bool) -> None:
         )
 
 
+def _arrays(path: Path, content: bytes, sha256: str) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{path} is not the file that {CONFIG} was written with; it was changed or cut: make the reference again"
+        )
+    try:
+        return from_bytes(content)
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a readable safetensors file: {error}") from error
+
+
 def _check_config(config: Any, mask: NeuronMask) -> None:
     if not isinstance(config, dict) or config.get("format_version") != FORMAT_VERSION:
         found = config.get("format_version") if isinstance(config, dict) else type(config).__name__
         raise DataError(f"field 'format_version': found {found!r}, expected {FORMAT_VERSION}; make the reference again")
     if config.get("pooling") not in ("mean", "last"):
         raise DataError(f"field 'pooling': found {config.get('pooling')!r}, expected 'mean' or 'last'")
-    if not isinstance(config.get("made_of"), dict):
-        raise DataError("field 'made_of': found no object; make the reference again")
+    made_of = config.get("made_of")
+    if not isinstance(made_of, dict) or not all(type(made_of.get(name)) is int for name in ("prompts", "held")):
+        raise DataError("field 'made_of': found no object with numbers of prompts; make the reference again")
+    if not isinstance(config.get("sha256"), str):
+        raise DataError(f"field 'sha256': found no digest of {ARRAYS}; make the reference again")
     if config.get("mask") != mask.digest:
         raise DataError("field 'mask': the mask beside the reference is another one; make the reference again")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +56,24 @@ def test_other_weights_are_refused_unless_meant(tmp_path: Path) -> None:
     Reference.from_pretrained(folder, model=model, other_weights=True)
 
 
+def edit(folder: Path, **fields: object) -> None:
+    path = folder / "reference.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("format_version", 2), ("pooling", "max"), ("made_of", None), ("mask", "0" * 64)]
+    ("field", "value"),
+    [
+        ("format_version", 1),
+        ("pooling", "max"),
+        ("made_of", None),
+        ("made_of", {"prompts": 50}),
+        ("mask", "0" * 64),
+        ("sha256", None),
+    ],
 )
 def test_a_malformed_config_is_refused(folder: Path, field: str, value: object) -> None:
-    path = folder / "reference.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    edit(folder, **{field: value})
     with pytest.raises(DataError, match=f"field '{field}'"):
         Reference.from_pretrained(folder)
 
@@ -70,8 +84,21 @@ def test_malformed_arrays_are_refused(folder: Path, field: str) -> None:
     whole = load_file(path)
     for bad in (whole[field].astype(np.float32), whole[field][..., :-1].copy(), whole[field] * np.nan):
         save_file({**whole, field: bad}, path)
+        edit(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
         with pytest.raises(DataError, match=f"field '{field}'"):
             Reference.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-8], lambda content: content[:-1] + bytes([content[-1] ^ 1]), lambda _: b""],
+    ids=["cut", "one bit", "empty"],
+)
+def test_arrays_that_were_changed_or_cut_are_refused(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / "reference.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"reference\.safetensors is not the file .* changed or cut"):
+        Reference.from_pretrained(folder)
 
 
 def test_no_reference_is_said(tmp_path: Path) -> None:
