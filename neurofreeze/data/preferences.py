@@ -67,8 +67,8 @@ def _pair(row: dict[str, Any], where: str, about: About) -> Preference:
             "chosen and rejected, each text or a list of messages"
         )
     column = next((name for name in sources.PROMPTS if row.get(name) is not None), None)
-    prompt = () if column is None else _turns(row[column], "user", where)
-    chosen, rejected = (_turns(row[name], "assistant", where) for name in _ANSWERS)
+    prompt = () if column is None else sources.turns(row[column], "user", where)
+    chosen, rejected = (sources.turns(row[name], "assistant", where) for name in _ANSWERS)
     if not prompt:
         prompt = _shared(chosen, rejected)
     answers = [_answer(turns, prompt, where) for turns in (chosen, rejected)]
@@ -77,11 +77,6 @@ def _pair(row: dict[str, Any], where: str, about: About) -> Preference:
     if answers[0] == answers[1]:
         raise DataError(f"{where} prefers an answer to itself; expected two different answers")
     return Preference(prompt, answers[0], answers[1], about)
-
-
-def _turns(value: Any, role: str, where: str) -> _Turns:
-    """Messages as pairs; text is one message of `role`."""
-    return ((role, value),) if isinstance(value, str) else sources.chat(value, where)
 
 
 def _shared(chosen: _Turns, rejected: _Turns) -> _Turns:

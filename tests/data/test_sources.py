@@ -76,6 +76,41 @@ def test_alpaca_columns_join_instruction_and_input(name: str) -> None:
     assert read(written(rows, name)) == [Example.of("Add\n\n1, 2", "3"), Example.of("Greet", "Hello")]
 
 
+def test_the_text_that_an_instruction_of_dolly_s_is_about_is_part_of_the_prompt() -> None:
+    rows = [
+        {"instruction": "Sum it up", "context": "A. B.", "response": "AB"},
+        {"instruction": "Greet", "context": "", "response": "Hello"},
+    ]
+    assert read(written(rows)) == [Example.of("Sum it up\n\nA. B.", "AB"), Example.of("Greet", "Hello")]
+
+
+def test_cells_of_a_csv_file_are_read_to_the_letter() -> None:
+    answers = ["72", "007", "7.50", "None", "NA", "true", " x "]
+    source = written([{"prompt": "Q", "response": answer} for answer in answers], "rows.csv")
+    assert [example.response for example in read(source)] == answers
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_byte_order_mark_and_windows_line_ends_are_no_text(name: str) -> None:
+    rows = {"rows.csv": "prompt,response\r\nHi,Hello\r\n", "rows.jsonl": '{"prompt": "Hi", "response": "Hello"}\r\n'}
+    Path(name).write_bytes(b"\xef\xbb\xbf" + rows[name].encode())
+    assert read(name) == [Example.of("Hi", "Hello")]
+
+
+@pytest.mark.parametrize("answer", [CHAT[1:], CHAT])
+def test_prompts_and_answers_may_be_messages_as_in_trl(answer: Rows) -> None:
+    assert read(written([{"prompt": CHAT[:1], "completion": answer}])) == [Example.of("Hi", "Hello")]
+    assert read(written([{"prompt": "Hi", "chosen": answer, "rejected": CHAT}])) == [Example.of("Hi", "Hello")]
+    assert read(written([{"prompt": CHAT[:1]}]), responses=False) == [Example.of("Hi")]
+
+
+def test_a_message_may_be_empty_or_in_parts() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Hello"}]
+    assert read(written([{"messages": parts}], "rows.json")) == [Example.of("Hi", "Hello")]
+    source = written([{"messages": [{"role": "system", "content": ""}, *CHAT]}])
+    assert read(source) == [Example((("system", ""), ("user", "Hi")), "Hello")]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
 def test_messages_keep_every_turn(name: str) -> None:
     turns = [{"role": "system", "content": "Be brief."}, *CHAT, {"role": "user", "content": "Bye"}]
@@ -124,12 +159,37 @@ def test_a_prompt_without_an_answer_is_quoted() -> None:
         read(written(rows))
 
 
+@pytest.mark.parametrize("prompt", ["", " \n", None])
+def test_an_empty_prompt_names_its_row(prompt: str | None) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 2 has an empty prompt; fill it in"):
+        read(written([{"prompt": "Hi", "response": "x"}, {"prompt": prompt, "response": "x"}]))
+
+
+def test_a_blank_answer_is_none() -> None:
+    with pytest.raises(DataError, match=r"without an answer \('Hi'\)"):
+        read(written([{"prompt": "Hi", "response": "  "}]))
+
+
+@pytest.mark.parametrize("row", [{"prompt": {"a": "b"}, "response": "x"}, {"prompt": "Hi", "response": {"a": "b"}}])
+def test_what_is_no_text_is_not_read_as_its_representation(row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1 has a dict where text was expected"):
+        read(written([row]))
+
+
 def test_a_chat_that_ends_with_the_user_has_no_answer() -> None:
     with pytest.raises(DataError, match="a chat that ends with the assistant"):
         read(written([{"messages": [*CHAT, {"role": "user", "content": "Bye"}]}]))
 
 
-@pytest.mark.parametrize("chat", ["Hi", [{"speaker": "user", "content": "Hi"}]])
+@pytest.mark.parametrize(
+    "chat",
+    [
+        "Hi",
+        [{"speaker": "user", "content": "Hi"}],
+        [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}],
+        [CHAT[0], {"role": "assistant", "content": None}],
+    ],
+)
 def test_a_malformed_chat_names_its_row(chat: Any) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl, row 1: a chat must be a list of objects with role and content"):
         read(written([{"messages": chat}]))
