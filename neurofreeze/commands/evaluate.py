@@ -20,11 +20,13 @@ def main(overrides: Sequence[str]) -> int:
 def work(run: Run, _: str) -> int:
     """Evaluate the start and every trained arm."""
     from neurofreeze.distributed import first_rank
-    from neurofreeze.stages import align, evaluate, migration
+    from neurofreeze.stages import align, evaluate, judge, migration
 
     align.require_same_weights(run)
     trained = first_rank(lambda: [arm for arm in run.config.arms if run.folder.result(f"train-{arm}") is not None])
-    for name in (evaluate.START, *trained):
+    names = (evaluate.START, *trained)
+    judge.require(run, names)  # before anything is answered
+    for name in names:
         evaluate.run(run, name)
     if run.config.validate.migration:
         for arm in trained:

@@ -20,8 +20,10 @@ def main(overrides: Sequence[str]) -> int:
 
 def work(run: Run, config_yaml: str) -> int:
     """Every stage in order."""
-    from neurofreeze.stages import align, evaluate, migration, select, train, validate, verify
+    from neurofreeze.stages import align, evaluate, judge, migration, select, train, validate, verify
 
+    judged = (evaluate.START, *run.config.arms)
+    judge.require(run, judged)  # before anything is trained
     align.run(run)
     select.run(run)
     validate.run(run)
@@ -29,7 +31,7 @@ def work(run: Run, config_yaml: str) -> int:
         train.run(run, arm)
         if arm not in UNFROZEN_ARMS:
             verify.run(run, arm)
-    for name in (evaluate.START, *run.config.arms):
+    for name in judged:
         evaluate.run(run, name)
     if run.config.validate.migration:
         for arm in run.config.arms:

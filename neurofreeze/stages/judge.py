@@ -16,7 +16,7 @@ from neurofreeze.data.batches import prompt_ids
 from neurofreeze.distributed import first_rank
 from neurofreeze.errors import RunError
 from neurofreeze.evaluation.generation import is_degenerate
-from neurofreeze.evaluation.judges import Verdict, load_judge
+from neurofreeze.evaluation.judges import Verdict, load_judge, require_judge
 from neurofreeze.evaluation.judges.generative import through_prompt
 from neurofreeze.evaluation.measure import Part, cut, longest_first
 from neurofreeze.evaluation.sharing import shared
@@ -31,6 +31,23 @@ SETTINGS = ("variants", "judge")  # of evaluation, which concern this stage alon
 def asked_for(config: EvaluationConfig) -> bool:
     """Whether there is more to judge than evaluation itself does by phrases."""
     return bool(config.variants) or config.judge.name != "phrases"
+
+
+def require(run: Run, names: Iterable[str]) -> None:
+    """Raise JudgeError or ModelError unless there is a judge of what `names` will answer. Collective.
+
+    Training and answering come before it is needed. Once it has judged them all, it may be gone.
+    """
+
+    def look() -> None:
+        config = run.config.evaluation.judge
+        asked = _settings(config)
+        earlier = [run.folder.settings(f"judge-{name}") for name in names]
+        if not all(settings is not None and settings["judge"] == asked for settings in earlier):
+            require_judge(config)
+
+    if asked_for(run.config.evaluation):
+        first_rank(look)
 
 
 def run(run: Run, name: str, folder: Path, evaluated: dict[str, Any]) -> None:

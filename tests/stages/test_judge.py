@@ -34,6 +34,21 @@ def test_a_prompt_file_that_is_not_there_is_named() -> None:
         judge._settings(JudgeConfig("harmbench", model="m", prompt="none.txt"))
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_judge_that_is_not_there_is_told_before_anything_is_trained_or_answered(
+    command: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("neurofreeze.hub.reachable", lambda: False)
+    ask = ["evaluation.judge.name=guard", "evaluation.judge.model=no-such-judge"]
+    assert neurofreeze(command, tiny_checkpoint, tmp_path / "run", *ask) == 1
+    assert "evaluation.judge.model: no model 'no-such-judge': not a folder here" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_nothing_after_the_beginning_of_an_answer_is_degenerate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +101,9 @@ def test_a_judge_model_reads_longer_answers_and_none_is_stored(
             return [Verdict.UNSAFE, Verdict.SAFE, Verdict.UNDECIDED, Verdict.SAFE]
 
     monkeypatch.setattr("neurofreeze.stages.judge.load_judge", lambda *_: Reader())
-    ask = ["evaluation.judge.name=harmbench", "evaluation.judge.model=m", "evaluation.judge.tokens=12", "arms=[none]"]
+    (tmp_path / "judge").symlink_to(tiny_checkpoint)
+    ask = ["evaluation.judge.name=harmbench", "evaluation.judge.tokens=12", "arms=[none]"]
+    ask += [f"evaluation.judge.model={tmp_path / 'judge'}"]
     ask += [f"evaluation.judge.prompt={tmp_path / 'prompt.txt'}", "evaluation.variants=[for-charity]"]
     assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0
     assert judged(copied, "none")["variants"]["for-charity"]["verdicts"] == ["unsafe", "safe", "undecided", "safe"]
@@ -96,6 +113,8 @@ def test_a_judge_model_reads_longer_answers_and_none_is_stored(
     longer = [answer for _, answer in seen if len(answer.split()) > 4]
     assert longer, "answers must be longer than openings for their absence to show"
     assert all(answer not in written for answer in longer)
+    (tmp_path / "judge").unlink()
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *ask) == 0, "nothing is left to judge"
 
 
 def test_an_interrupted_judge_goes_on_with_the_answers_that_are_not_judged(
@@ -121,7 +140,8 @@ def test_an_interrupted_judge_goes_on_with_the_answers_that_are_not_judged(
             return [Verdict.UNSAFE] * len(requests)
 
     monkeypatch.setattr("neurofreeze.stages.judge.load_judge", lambda *_: Reader())
-    ask = ["evaluation.judge.name=harmbench", "evaluation.judge.model=m", "evaluation.judge.tokens=12", "arms=[none]"]
+    ask = ["evaluation.judge.name=harmbench", "evaluation.judge.tokens=12", "arms=[none]"]
+    ask += [f"evaluation.judge.model={tiny_checkpoint}"]
     ask += [f"evaluation.judge.prompt={tmp_path / 'prompt.txt'}", "evaluation.variants=[plain,for-charity]"]
     ask += ["evaluation.batch_size=2"]
     for arm in ("start", "none"):

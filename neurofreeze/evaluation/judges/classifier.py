@@ -30,13 +30,8 @@ class ClassifierJudge:
     def __init__(
         self, model: Any, tokenizer: Any, unsafe: Collection[str], pair: bool, label: str, batch_size: int = 8
     ) -> None:
-        labels = {str(name): index for index, name in model.config.id2label.items()}
-        if not unsafe or not set(unsafe) < labels.keys():
-            raise JudgeError(
-                f"judge.unsafe is {list(unsafe)}; expected some, not all, of the labels of {label}: {', '.join(labels)}"
-            )
         self.model, self.tokenizer, self.pair, self.label, self.batch_size = model, tokenizer, pair, label, batch_size
-        self._unsafe = {int(labels[name]) for name in unsafe}
+        self._unsafe = unsafe_indices(model.config, unsafe, label)
         self._sanitizer = Sanitizer("", special_texts(tokenizer))
         self._structure = self._encode(["x"], ["x"])["input_ids"][0]
 
@@ -74,3 +69,17 @@ class ClassifierJudge:
                 )
             return self.tokenizer(requests, answers, truncation="only_second", max_length=length)
         return self.tokenizer(answers, truncation=True, max_length=length)
+
+
+def unsafe_indices(config: Any, unsafe: Collection[str], label: str) -> set[int]:
+    """Which outputs of a model, by its config, are the labels that mean unsafe.
+
+    Raises:
+        JudgeError: if the model has no such label, or no other.
+    """
+    labels = {str(name): int(index) for index, name in config.id2label.items()}
+    if not unsafe or not set(unsafe) < labels.keys():
+        raise JudgeError(
+            f"judge.unsafe is {list(unsafe)}; expected some, not all, of the labels of {label}: {', '.join(labels)}"
+        )
+    return {labels[name] for name in unsafe}

@@ -7,11 +7,36 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from neurofreeze.config.judge import JudgeConfig
+from neurofreeze.config.judge import WITHOUT_WEIGHTS, JudgeConfig
 from neurofreeze.errors import ModelError
-from neurofreeze.evaluation.judges.base import NO_YES, SAFE_UNSAFE, Judge
+from neurofreeze.evaluation.judges.base import NO_YES, SAFE_UNSAFE, Judge, Verdict
 from neurofreeze.evaluation.judges.phrases import PhraseJudge
 from neurofreeze.evaluation.phrases import phrase_list
+
+
+def require_judge(config: JudgeConfig) -> None:
+    """Look at all of a judge but its weights: what it is asked to judge may take hours to come by.
+
+    Raises:
+        JudgeError: if it cannot judge.
+        ModelError: if its model cannot be found, naming the setting.
+    """
+    from neurofreeze.evaluation.judges.classifier import unsafe_indices
+    from neurofreeze.models.load import load_config, plain_tokenizer
+    from neurofreeze.models.resolve import resolve
+
+    if config.name in WITHOUT_WEIGHTS:
+        load_judge(config, "strict-opening")  # whichever list: the settings know its name
+        return
+    try:
+        folder = resolve(str(config.model), config.revision).folder
+        found, tokenizer = load_config(folder), plain_tokenizer(folder)
+    except ModelError as error:
+        raise ModelError(f"{config.KEY}.model: {error}") from error
+    if config.name == "classifier":
+        unsafe_indices(found, config.unsafe, str(config.model))
+    else:
+        _dialect(config, tokenizer, str(config.model))
 
 
 def load_judge(config: JudgeConfig, phrases: str) -> Judge:
@@ -37,18 +62,24 @@ def load_judge(config: JudgeConfig, phrases: str) -> Judge:
 
 def _from_checkpoint(folder: Path, label: str, config: JudgeConfig) -> Judge:
     from neurofreeze.evaluation.judges.classifier import ClassifierJudge
-    from neurofreeze.evaluation.judges.generative import GenerativeJudge, through_prompt, through_template
+    from neurofreeze.evaluation.judges.generative import GenerativeJudge
     from neurofreeze.models.load import load_model, plain_tokenizer
 
     tokenizer = plain_tokenizer(folder)
     if config.name == "classifier":
         model = _classifier(folder, tokenizer.pad_token_id)
         return ClassifierJudge(model, tokenizer, config.unsafe, config.pair, label, config.batch_size)
-    if config.name == "guard":
-        render, verdicts = through_template(tokenizer, label), SAFE_UNSAFE
-    else:
-        render, verdicts = through_prompt(Path(str(config.prompt))), NO_YES
+    render, verdicts = _dialect(config, tokenizer, label)
     return GenerativeJudge(load_model(folder).eval(), tokenizer, render, verdicts, label, config.batch_size)
+
+
+def _dialect(config: JudgeConfig, tokenizer: Any, label: str) -> tuple[Any, dict[str, Verdict]]:
+    """How a judge that speaks is asked, and what its words mean."""
+    from neurofreeze.evaluation.judges.generative import through_prompt, through_template
+
+    if config.name == "guard":
+        return through_template(tokenizer, label), SAFE_UNSAFE
+    return through_prompt(Path(str(config.prompt))), NO_YES
 
 
 def _classifier(folder: Path, pad_token_id: int | None) -> Any:

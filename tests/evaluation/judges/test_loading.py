@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from neurofreeze.config.judge import EndpointConfig, JudgeConfig
 from neurofreeze.errors import ConfigError, JudgeError, ModelError
-from neurofreeze.evaluation.judges import Verdict, load_judge
+from neurofreeze.evaluation.judges import Verdict, load_judge, require_judge
 from neurofreeze.evaluation.phrases import ZOU_QI
 from neurofreeze.models.load import load_model
 from tests.evaluation.judges import bert, guard
@@ -82,10 +82,33 @@ def test_a_missing_model_is_refused(tmp_path: Path) -> None:
         load_judge(JudgeConfig(name="guard", model=str(tmp_path / "none")), "wei")
 
 
+def test_what_its_config_and_tokenizer_tell_of_a_judge_is_told_without_its_weights(
+    classifier: Path, guard_folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    for folder in (classifier, guard_folder, tiny_checkpoint):
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("*.safetensors"))
+    sequence, spoken, plain = (str(tmp_path / folder.name) for folder in (classifier, guard_folder, tiny_checkpoint))
+    for usable in (
+        JudgeConfig(),
+        JudgeConfig(name="guard", model=spoken),
+        JudgeConfig(name="classifier", model=sequence, unsafe=["harm"]),
+    ):
+        require_judge(usable)
+    for name, model, message in (
+        ("guard", str(tmp_path), r"evaluation\.judge\.model: .* has no config\.json"),
+        ("guard", sequence, "has no chat template"),
+        ("classifier", sequence, "expected some, not all, of the labels of .*: refusal, harm"),
+        ("harmbench", plain, "none.txt cannot be read"),
+    ):
+        config = JudgeConfig(name=name, model=model, unsafe=["harmful"], prompt=str(tmp_path / "none.txt"))
+        with pytest.raises((JudgeError, ModelError), match=message):
+            require_judge(config)
+
+
 def test_a_key_must_be_in_the_environment() -> None:
     endpoint = EndpointConfig(url="https://judge.invalid/v1", key_variable="NO_SUCH_KEY_HERE")
     with pytest.raises(JudgeError, match="NO_SUCH_KEY_HERE, which is not set"):
-        load_judge(JudgeConfig(name="endpoint", model="m", endpoint=endpoint), "wei")
+        require_judge(JudgeConfig(name="endpoint", model="m", endpoint=endpoint))
 
 
 @pytest.mark.parametrize(
