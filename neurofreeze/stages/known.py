@@ -16,7 +16,7 @@ def require(run: Run) -> None:
     _require_training("alignment.training", c.alignment.training)
     _require_reference(c)
     if run.folder.result("select") is None:  # afterwards a strategy's own folders may be gone
-        _require_strategy(c)
+        _require_strategy(run)
 
 
 def _require_training(key: str, training: TrainingConfig) -> None:
@@ -36,9 +36,14 @@ def _require_reference(config: Config) -> None:
     check(made, "monitor.reference", found, f"a folder with {CONFIG}, which `neurofreeze monitor` makes")
 
 
-def _require_strategy(config: Config) -> None:
+def _require_strategy(run: Run) -> None:
+    from neurofreeze.models.load import load_config
+    from neurofreeze.neurons import NeuronMap
     from neurofreeze.strategies import make
+    from neurofreeze.strategies.base import Fitted
 
-    method, strategy = config.method, config.strategy
+    method, strategy = run.config.method, run.config.strategy
     own = {"nest": ("probe", method.nest.probe), "safeneuron": ("contrast", method.safeneuron.contrast)}
-    make(*own.get(method.name, (strategy.name, strategy.options)))
+    found = make(*own.get(method.name, (strategy.name, strategy.options)))
+    if isinstance(found, Fitted):
+        found.require_fit(NeuronMap.of(load_config(run.source.folder), run.config.granularity))  # type: ignore[arg-type]

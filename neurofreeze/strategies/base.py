@@ -69,4 +69,13 @@ class OwnBatches(OwnRun, Protocol):
         ...
 
 
+@runtime_checkable
+class Fitted(Protocol):
+    """Has options that go with some models only, which the model's config tells without its weights."""
+
+    def require_fit(self, neuron_map: NeuronMap) -> None:
+        """Raise ConfigError unless the options go with a model of these neurons."""
+        ...
+
+
 Strategy = ForwardStrategy | OwnRun

@@ -61,6 +61,17 @@ class Change:
         usable = isinstance(found, torch.nn.Module) or (isinstance(found, str | Path) and Path(found).is_dir())
         require(usable, "reference", found, "the folder of a checkpoint, or a model")
 
+    def require_fit(self, neuron_map: NeuronMap) -> None:
+        """Raise ConfigError if the reference does not have these neurons."""
+        from neurofreeze.models.load import load_config
+
+        found = self.reference if isinstance(self.reference, torch.nn.Module) else load_config(Path(self.reference))
+        if NeuronMap.of(found, neuron_map.granularity).digest != neuron_map.digest:
+            raise ConfigError(
+                f"reference {self._record()['reference']} has other neurons than the model; expected a checkpoint of "
+                "the same architecture and sizes"
+            )
+
     @torch.no_grad()
     def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
         """S_j for every neuron j. Collective.
@@ -69,7 +80,9 @@ class Change:
             ConfigError: if the reference does not have the same neurons.
             DataError: if the calibration set is empty or has no answers.
         """
-        batches, reference = passes.require_some(sets["safety"]), self._loaded(model, neuron_map)
+        batches = passes.require_some(sets["safety"])
+        self.require_fit(neuron_map)
+        reference = self._loaded(model)
         before, after = _Answers(), _Answers()
         sites = [site for site in neuron_map.sites.values() if self.attention or site.kind == "mlp"]
         # [experts or 1, channels], and over how many tokens
@@ -97,17 +110,12 @@ class Change:
             values[name] = channels[neuron_map.sites[name].writes.index].mean(axis=1).astype(np.float32)
         return NeuronScores(neuron_map, values, self._record())
 
-    def _loaded(self, model: Any, neuron_map: NeuronMap) -> Any:
+    def _loaded(self, model: Any) -> Any:
         from neurofreeze.models.load import load_model
 
-        given, parameter = self.reference, next(model.parameters())
-        reference = given if isinstance(given, torch.nn.Module) else load_model(Path(given), parameter.dtype)
-        if NeuronMap.of(reference, neuron_map.granularity).digest != neuron_map.digest:
-            raise ConfigError(
-                f"reference {self._record()['reference']} has other neurons than the model; expected a checkpoint of "
-                "the same architecture and sizes"
-            )
-        return reference if reference is given else reference.to(passes.device(model))
+        if isinstance(self.reference, torch.nn.Module):
+            return self.reference
+        return load_model(Path(self.reference), next(model.parameters()).dtype).to(passes.device(model))
 
     def _record(self) -> dict[str, Any]:
         given = self.reference

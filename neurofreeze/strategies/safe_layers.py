@@ -46,17 +46,21 @@ class SafeLayers:
         require(self.first >= 0, "first", self.first, "a layer, counted from 0")
         require(self.last >= self.first, "last", self.last, f"a layer not before first={self.first}")
 
+    def require_fit(self, neuron_map: NeuronMap) -> None:
+        """Raise ConfigError if the model has no layer `last`."""
+        layers = 1 + max(site.layer for site in neuron_map.sites.values())
+        if self.last >= layers:
+            raise ConfigError(
+                f"last is {self.last}; expected at most {layers - 1}, since the model has {layers} layers"
+            )
+
     def run(self, model: Any, neuron_map: NeuronMap, sets: Sets, turns: Turns) -> NeuronScores:
         """1 or 0 for every neuron.
 
         Raises:
             ConfigError: if the model has no layer `last`.
         """
-        layers = 1 + max(site.layer for site in neuron_map.sites.values())
-        if self.last >= layers:
-            raise ConfigError(
-                f"last is {self.last}; expected at most {layers - 1}, since the model has {layers} layers"
-            )
+        self.require_fit(neuron_map)
         values = {
             name: np.full(site.neurons, self.first <= site.layer <= self.last, dtype=np.float32)
             for name, site in neuron_map.sites.items()

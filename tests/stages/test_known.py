@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
+
 from .runs import neurofreeze
 
 
@@ -15,6 +17,7 @@ from .runs import neurofreeze
         (["+strategy.options.scaled=true"], "strategy 'wifv' has no option 'scaled'; expected one of standardize"),
         (["method=safeneuron", "+method.safeneuron.contrast.tau=3"], "strategy 'contrast' has no option 'tau'"),
         (["strategy=change", "strategy.options.reference=nowhere"], "reference is 'nowhere'; expected the folder of a"),
+        (["strategy=safe_layers", "strategy.options.first=1", "strategy.options.last=9"], "last is 9; expected at mo"),
         (["training.optimizer=adam"], "training.optimizer is 'adam'; expected one of adamw_torch"),
         (["alignment.training.scheduler=flat"], "alignment.training.scheduler is 'flat'; expected one of linear"),
         (["monitor=probes", "monitor.reference=nowhere"], "monitor.reference is 'nowhere'; expected a folder with"),
@@ -31,6 +34,16 @@ def test_a_setting_that_is_not_known_is_refused_before_the_model_is_aligned(
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "stages").exists()
     assert not list((tmp_path / "run").glob("aligned*"))
+
+
+def test_a_reference_with_other_neurons_is_refused_before_the_model_is_aligned(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.model("llama", intermediate_size=72).config.save_pretrained(tmp_path / "other")
+    overrides = ["alignment.mode=always", "strategy=change", f"strategy.options.reference={tmp_path / 'other'}"]
+    assert neurofreeze("run", tiny_checkpoint, tmp_path / "run", *overrides) == 2
+    assert "other has other neurons than the model; expected a checkpoint of the same" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "stages").exists()
 
 
 def test_a_strategy_s_folder_may_be_gone_once_the_neurons_are_chosen(tiny_checkpoint: Path, tmp_path: Path) -> None:
