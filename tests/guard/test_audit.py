@@ -13,8 +13,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from neurofreeze.cli import main
+from neurofreeze.config.audit import AuditConfig
 from neurofreeze.data import read
 from neurofreeze.evaluation.likelihood import COMPLYING, REFUSING
+from neurofreeze.guard.audit.run import Audit
 from neurofreeze.guard.audit.states import adapted
 from neurofreeze.guard.gate import Gate
 from neurofreeze.guard.reactions import Refuse
@@ -97,6 +99,39 @@ def test_the_same_checkpoint_audits_to_no_change(
     shutil.copytree(tiny_checkpoint, tmp_path / "tuned")
     assert audit(tiny_checkpoint, folder, "intervention=checkpoint", f"tuned={tmp_path / 'tuned'}") == 0
     assert "No change: every verdict, margin, loss and distribution" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("edited", ["model", "tuned"])
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "generation_config.json"])
+def test_a_checkpoint_whose_tokenizer_or_settings_were_edited_is_another(
+    tiny_checkpoint: Path, tmp_path: Path, edited: str, name: str
+) -> None:
+    both = {role: Path(shutil.copytree(tiny_checkpoint, tmp_path / role)) for role in ("model", "tuned")}
+    config = AuditConfig(model=str(both["model"]), intervention="checkpoint", tuned=str(both["tuned"]))
+
+    def known() -> list[Any]:
+        original = Audit(config, tmp_path / "audit")
+        return [original._settings, *(state.settings for state in original._states())]
+
+    before = known()
+    assert known() == before
+    path = both[edited] / name
+    path.write_bytes(path.read_bytes() + b" ")
+    after = known()
+    assert [one != other for one, other in zip(before, after, strict=True)] == [edited == "model", edited == "tuned"]
+
+
+def test_an_edited_tokenizer_is_refused_in_a_folder_that_is_complete(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    given = ["intervention=checkpoint", f"tuned={tiny_checkpoint}", "evaluation.limit=2"]
+    assert audit(model, tmp_path / "audit", *given) == 0
+    template = model / "chat_template.jinja"
+    template.write_text(f"{template.read_text(encoding='utf-8')} ", encoding="utf-8")
+    capsys.readouterr()
+    assert audit(model, tmp_path / "audit", *given) == 1
+    assert "with other settings (model.files.chat_template.jinja" in capsys.readouterr().err
 
 
 def test_recipes_are_built_once_and_kept(

@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neurofreeze.checkpoints import stamps
 from neurofreeze.config.audit import AuditConfig
 from neurofreeze.console import say, stage
 from neurofreeze.data import Example, digest, read, require_disjoint
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.guard.audit import states
 from neurofreeze.guard.audit.changes import Change, changes
-from neurofreeze.guard.audit.loading import require_adapter
+from neurofreeze.guard.audit.loading import identity, require_adapter
 from neurofreeze.guard.audit.reading import AuditData, Instrument, Reading
 from neurofreeze.guard.audit.states import State
 from neurofreeze.guard.steering import recipes
@@ -87,7 +86,7 @@ class Audit:
         c = self.config
         names = ("phrases", "max_new_tokens", "batch_size")
         return {
-            "model": stamps(self.source.folder),
+            "model": identity(self.source.folder),
             "evaluation": {name: getattr(c.evaluation, name) for name in names},
             "tokens": c.tokens,
             "max_length": c.max_length,
@@ -115,7 +114,7 @@ class Audit:
     def _built(self) -> SteeringVector:
         c, mixed = self.config.steering, self._mixed
         settings = {
-            "model": stamps(self.source.folder),
+            "model": identity(self.source.folder),
             "steering": {"recipe": c.recipe, "method": c.by, "mix": c.mix, "layer": c.layer, "prompts": c.prompts},
             "data": {"benign": digest(self._benign), "mixed": digest(mixed)},
         }
@@ -140,7 +139,7 @@ class Audit:
         layers = sorted(vector.directions.keys() - vector.config.hidden_norms.keys())
         if c.unit == "raw" or not layers:
             return vector
-        settings = {"model": stamps(self.source.folder), "layers": layers, "data": {"benign": digest(self._benign)}}
+        settings = {"model": identity(self.source.folder), "layers": layers, "data": {"benign": digest(self._benign)}}
 
         def measure() -> dict[str, Any]:
             size = self.config.evaluation.batch_size

@@ -19,7 +19,7 @@ from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError, MaskError
 from neurofreeze.evaluation.ablation import ablated
 from neurofreeze.guard.audit.gated import gate_digest, load_gated
-from neurofreeze.guard.audit.loading import CONFIG, load_adapted, load_tuned
+from neurofreeze.guard.audit.loading import CONFIG, identity, load_adapted, load_tuned
 from neurofreeze.guard.steering.vector import SteeringVector
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
@@ -123,7 +123,7 @@ def pruned(config: AuditConfig, folder: Path) -> list[State]:
 def tuned(folder: Path) -> list[State]:
     """A checkpoint in place of the original, beside which it is loaded."""
     load = cache(partial(load_tuned, folder))
-    settings = {"folder": str(folder), "files": stamps(folder)}
+    settings = {"folder": str(folder), **identity(folder)}
     return [State("checkpoint", "fine-tuned", "fine-tuned", settings, lambda _: nullcontext(load()))]
 
 
