@@ -141,11 +141,13 @@ class _Attribution:
         """Wait for the gradient of a site's activations."""
 
         def take(gradient: torch.Tensor) -> None:
-            product = values.mul(gradient).flatten(0, -2)
+            # In float32 at least: in float16 most products of a real model's would vanish.
+            product = (values.to(wide) * gradient.to(wide)).flatten(0, -2)
             experts = product.split(routing.counts if routing else len(product))
             self.reached[name] = torch.cat([part.sum(0, dtype=torch.float64) for part in experts])
 
         values, routing = activations.values.detach(), activations.routing
+        wide = torch.promote_types(values.dtype, torch.float32)
         if activations.values.requires_grad:
             activations.values.register_hook(take)
 

@@ -86,6 +86,24 @@ def test_equals_the_formula(architecture: str) -> None:
             np.testing.assert_allclose(found[name], summed, rtol=2e-6, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_are_taken_in_more_than_the_models_precision(dtype: torch.dtype) -> None:
+    model, seen = tiny.model("llama", dtype=dtype), []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.1)  # about what models begin with: gradients of 1e-5
+
+    def watch(_: Any, args: tuple[torch.Tensor]) -> None:
+        values = args[0].detach().double()
+        args[0].register_hook(lambda gradient: seen.append((values * gradient.double()).sum((0, 1)).numpy()))
+
+    handle = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(watch)
+    found = score(Margin(), model, batched(4, ROWS)).values["layers.1.mlp"]
+    handle.remove()
+    expected = sum(seen) / len(PROMPTS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * float(np.abs(expected).max()))
+
+
 # Llama's norms compute in float32 whatever the model's precision: smaller steps would drown in rounding.
 @pytest.mark.parametrize(("architecture", "eps", "rel", "abs_"), [("llama", 1e-2, 1e-3, 1e-6), ("gpt2", 1e-4, 1e-5, 0)])
 @torch.no_grad()
