@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
+from neurofreeze.data import read
+from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.verification import verify
+from tests.e2e.vllm_server import needs_vllm, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -88,6 +92,23 @@ def test_one_flipped_bit_of_one_frozen_weight_is_found_and_named(folder: Path) -
         weights.write_bytes(original)
     assert done.returncode == 1
     assert f"{broken['name']}: 1 of" in done.stdout
+
+
+@needs_vllm
+def test_vllm_serves_the_fine_tuned_checkpoint_with_the_same_answers(folder: Path) -> None:
+    arm = folder / "runs" / "quickstart" / "arms" / "safety"
+    asked = [*read("bundled:harmful/evaluation", responses=False)[:4], *read("bundled:instructions/evaluation")[:4]]
+    tokenizer, model = load_tokenizer(arm), load_model(arm).float().eval()
+    with serving(arm, folder / "vllm.log") as address:
+        for example in asked:
+            messages = [{"role": "user", "content": example.prompt}]
+            body = {"model": "served", "messages": messages, "temperature": 0, "max_tokens": 12}
+            told = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=120).raise_for_status().json()
+            inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+            prompt = inputs["input_ids"].shape[1]
+            answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, prompt:]
+            assert told["usage"]["prompt_tokens"] == prompt
+            assert told["choices"][0]["message"]["content"] == tokenizer.decode(answer, skip_special_tokens=True)
 
 
 def _with_flipped_bit(content: bytes, name: str, run: Path) -> bytes:
