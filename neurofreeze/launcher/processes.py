@@ -14,9 +14,9 @@ from typing import Any
 
 from neurofreeze.launcher.job import Job
 from neurofreeze.launcher.record import Record
+from neurofreeze.training.stopping import SIGNALS, heeded
 
 LOG = "logs/local.log"  # of a child whose output is not for the terminal
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _SAVING_SECONDS = 600  # in which ranks may save after a signal; torchrun then kills them
 
 
@@ -27,7 +27,7 @@ def command(job: Job) -> Sequence[str]:
     if job.config.backend.name == "plain":
         return (cluster.python or sys.executable, *rank)
     torchrun = (cluster.python or sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0")
-    signals = f"--signals-to-handle={','.join(number.name for number in _FORWARDED)}"
+    signals = f"--signals-to-handle={','.join(number.name for number in SIGNALS)}"
     wait = f"--shutdown-timeout={_SAVING_SECONDS}"
     return (*torchrun, f"--nproc-per-node={cluster.ranks_per_node}", signals, wait, *rank)
 
@@ -81,7 +81,7 @@ def run(job: Job, log: Path | None = None, received: list[int] | None = None) ->
 
 @contextmanager
 def _handling(forward: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before: dict[int, Any] = {number: signal.signal(number, forward) for number in _FORWARDED}
+    before: dict[int, Any] = {number: signal.signal(number, forward) for number in heeded()}
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
 """Signals that ask a job to stop: training saves a checkpoint first, elsewhere they take effect at once.
 
-SIGINT is Ctrl-C; SIGTERM is what a scheduler sends to a job that it preempts or cancels; SIGUSR1 is what a batch script
-asks for some time before the time limit.
+SIGINT is Ctrl-C; SIGTERM is what a scheduler sends to a job that it preempts or cancels; SIGHUP is what a terminal that
+is closed, or has lost its connection, leaves behind; SIGUSR1 is what a batch script asks for some time before the time
+limit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(KeyboardInterrupt):
@@ -34,7 +35,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def code(self) -> int:
-        """The exit code, as shells have it: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1."""
+        """The exit code, as shells have it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP ..."""
         return 128 + self.number
 
 
@@ -55,7 +56,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: dict[int, Any] = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        before: dict[int, Any] = {number: signal.signal(number, self._on_signal) for number in heeded()}
         try:
             yield
         finally:
@@ -75,12 +76,17 @@ class StopSignals:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         first, self.requested = not self.requested, self.requested or number
-        if self._deferring:
-            # Whoever presses Ctrl-C twice does not want to wait. A scheduler may repeat what it has said.
-            if not first and number == signal.SIGINT and _alone():
-                raise Stopped(number)
-        elif first:  # else it is on its way out
+        # Whoever presses Ctrl-C twice does not want to wait, nor for what swallows the first, as finalisers do. A
+        # scheduler may repeat what it has said.
+        again = not first and number == signal.SIGINT and _alone()
+        if again or (first and not self._deferring):  # else it is on its way out
             raise Stopped(number)
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """SIGNALS; under nohup without SIGHUP, which is ignored there and stays so."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in SIGNALS if not (ignored and number == signal.SIGHUP))
 
 
 def _alone() -> bool:

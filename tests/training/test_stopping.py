@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from neurofreeze.launcher import processes
+from neurofreeze.launcher.job import Job, typed
 from neurofreeze.stages.rows import read_rows
 from neurofreeze.training.stopping import SIGNALS, Stopped, StopSignals
 from tests.stages.runs import neurofreeze, settings, weights
@@ -21,6 +23,13 @@ from .held import GO
 
 HELD = Path(__file__).with_name("held.py")
 ARM = ("arms=[none]", "training.steps=4")
+
+
+@pytest.fixture(autouse=True)
+def _without_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def listen(work: Callable[[StopSignals], None]) -> None:
@@ -94,6 +103,36 @@ def test_a_second_ctrl_c_stops_a_process_that_a_person_started_but_no_rank(
     with pytest.raises(Stopped):
         listen(work)
     assert done == ["step"]
+
+
+def test_ctrl_c_stops_a_process_again_if_a_finaliser_swallowed_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work(_: StopSignals) -> None:
+        Finalised()
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("goes on")
+
+    with pytest.raises(Stopped):
+        listen(work)
+
+
+def test_nohup_keeps_a_job_from_ending_with_its_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    listen(lambda _: signal.raise_signal(signal.SIGHUP))
+    received: list[int] = []
+    script = "import os, signal; os.kill(os.getppid(), signal.SIGHUP)"
+    monkeypatch.setattr(processes, "command", lambda _: (sys.executable, "-c", script))
+    job = Job("train", tmp_path, typed("{}"), "{}")
+    job.save()
+    assert processes.run(job, received=received) == 0
+    assert received == []
 
 
 def test_threads_other_than_the_main_one_leave_handlers_alone() -> None:
