@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 
 from neurofreeze.data.examples import Example
 from neurofreeze.errors import DataError
@@ -64,19 +65,30 @@ def prompt_ids(tokenizer: Any, example: Example) -> list[int]:
     """Token ids of the conversation up to where the answer begins.
 
     Raises:
-        DataError: if the tokenizer has no chat template.
+        DataError: if the tokenizer has no chat template, or one that takes no such conversation.
     """
-    chat_template(tokenizer)
-    return tokenizer.apply_chat_template(example.messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return _through_template(tokenizer, example.messages, add_generation_prompt=True)
 
 
 def answer_ids(tokenizer: Any, example: Example) -> tuple[list[int], int]:
-    """Token ids of the conversation with its answer, and where that begins."""
+    """Token ids of the conversation with its answer, and where that begins.
+
+    Raises:
+        DataError: as `prompt_ids`.
+    """
     prompt = prompt_ids(tokenizer, example)
-    whole = tokenizer.apply_chat_template(
-        [*example.messages, {"role": "assistant", "content": example.response}], tokenize=True, return_dict=False
-    )
+    whole = _through_template(tokenizer, [*example.messages, {"role": "assistant", "content": example.response}])
     return whole, next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
+
+
+def _through_template(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+    chat_template(tokenizer)
+    try:
+        found: list[int] = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise DataError(f"the model's chat template takes no conversation of {roles}: {error}") from error
+    return found
 
 
 def batches(

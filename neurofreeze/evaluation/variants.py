@@ -105,8 +105,6 @@ def answers(
     Raises:
         DataError: if the chat template takes no such conversation.
     """
-    from jinja2 import TemplateError
-
     from neurofreeze.evaluation.generation import openings
 
     try:
@@ -119,7 +117,7 @@ def answers(
             prefill=variant.prefill,
             progress=progress,
         )
-    except TemplateError as error:
+    except DataError as error:
         raise DataError(
-            f"the chat template refuses the variant {variant.name} ({error}); leave it out of evaluation.variants"
+            f"the variant {variant.name} cannot be asked: {error}; leave it out of evaluation.variants"
         ) from error

@@ -1,20 +1,30 @@
-"""Settings that only libraries, strategies or folders can tell to be wrong, looked at before anything is computed."""
+"""What only libraries, strategies, folders or the chat template can tell to be wrong, before anything is computed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from neurofreeze.config.checks import check
 from neurofreeze.config.schema import Config, TrainingConfig
+from neurofreeze.data import Example
+from neurofreeze.errors import DataError
 from neurofreeze.stages.context import Run
 
 
 def require(run: Run) -> None:
-    """Raise ConfigError unless all that the settings name is known: minutes of training come before it is needed."""
+    """Look at all that settings name: minutes of training come before it is needed.
+
+    Raises:
+        ConfigError: if it is not known.
+        DataError: if the model's chat template takes no such conversations as the data has.
+    """
     c = run.config
     _require_training("training", c.training)
     _require_training("alignment.training", c.alignment.training)
     _require_reference(c)
+    _require_conversations(run)
     if run.folder.result("select") is None:  # afterwards a strategy's own folders may be gone
         _require_strategy(run)
 
@@ -34,6 +44,26 @@ def _require_reference(config: Config) -> None:
     found = config.monitor.reference
     made = found is None or not config.monitor.every or (Path(found) / CONFIG).is_file()
     check(made, "monitor.reference", found, f"a folder with {CONFIG}, which `neurofreeze monitor` makes")
+
+
+def _require_conversations(run: Run) -> None:
+    from neurofreeze.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(run.source.folder)
+    for role, examples in run.data.roles().items():
+        _require_taken(tokenizer, f"data.{role}", examples)
+
+
+def _require_taken(tokenizer: Any, role: str, examples: Sequence[Example]) -> None:
+    from neurofreeze.data.batches import answer_ids, prompt_ids
+
+    # One of each kind: templates mind who speaks after whom.
+    kinds = {(*(who for who, _ in example.turns), example.response is None): example for example in examples}
+    try:
+        for example in kinds.values():
+            (prompt_ids if example.response is None else answer_ids)(tokenizer, example)
+    except DataError as error:
+        raise DataError(f"{role}: {error}; change these conversations, or take another model") from error
 
 
 def _require_strategy(run: Run) -> None:

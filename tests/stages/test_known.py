@@ -1,7 +1,9 @@
-"""What only libraries, strategies or folders can tell of settings is told before anything is computed."""
+"""What only libraries, strategies, folders or the chat template can tell is told before anything is computed."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,27 @@ def test_a_reference_with_other_neurons_is_refused_before_the_model_is_aligned(
     overrides = ["alignment.mode=always", "strategy=change", f"strategy.options.reference={tmp_path / 'other'}"]
     assert neurofreeze("run", tiny_checkpoint, tmp_path / "run", *overrides) == 2
     assert "other has other neurons than the model; expected a checkpoint of the same" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize("role", ["train", "harmful"])
+def test_conversations_that_the_chat_template_does_not_take_are_refused_before_the_model_is_aligned(
+    role: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "rows.jsonl"
+    shutil.copytree(tiny_checkpoint, model)
+    template = (model / "chat_template.jinja").read_text()
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns') }}{% endif %}"
+    (model / "chat_template.jinja").write_text(refusing + template)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [{"messages": [{**turns[0], "content": f"Hi {number}"}, turns[1]]} for number in range(20)]
+    rows.append({"messages": [{"role": "system", "content": "Be brief."}, *turns]})
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ["alignment.mode=always", f"data.{role}={data}", "evaluation.limit=null"]
+    assert neurofreeze("run", model, tmp_path / "run", *overrides) == 1
+    found = capsys.readouterr().err
+    assert f"data.{role}: the model's chat template takes no conversation of system, user" in found
+    assert "No system turns; change these conversations" in found
     assert not (tmp_path / "run" / "stages").exists()
 
 
