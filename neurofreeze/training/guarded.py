@@ -76,6 +76,7 @@ def trainer_arguments(
         "save_strategy": "steps" if config.save_steps else "no",
         "save_steps": config.save_steps or 500,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else the loss of a training that has diverged reads 0
         "include_num_input_tokens_seen": "non_padding",
         "report_to": "none",
         "disable_tqdm": True,

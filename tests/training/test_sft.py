@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -92,6 +93,14 @@ def test_a_loss_is_logged_for_every_step(tuned: Any) -> None:
     assert result.losses == [(row["global_step"], row["loss"]) for row in logged]
     assert all(0 < loss < 20 for _, loss in result.losses)
     assert result.seconds > 0
+
+
+def test_a_loss_that_is_not_a_number_is_told(tiny_checkpoint: Path, examples: list[Example], tmp_path: Path) -> None:
+    config = replace(CONFIG, learning_rate=1e38, max_grad_norm=1e38)
+    (_, first), *others = fine_tune(tiny_checkpoint, tmp_path / "out", examples, config, seed=0).losses
+    assert first < 20
+    assert others
+    assert all(math.isnan(loss) for _, loss in others)
 
 
 def test_the_fingerprint_is_that_of_the_base_s_frozen_elements_in_float32(
