@@ -148,18 +148,16 @@ class RunFolder:
 
     def attempt(self, stage: str, arm: str | None = None) -> Callable[[dict[str, Any]], None]:
         """What logs the rows of one more attempt at a training, each with the attempt's number; see `rows.current`."""
-        path = self.path / METRICS
-        if rank() == 0:  # which alone writes: to another rank's file system rows may not have come yet
-            drop_unfinished(path)
         of = {"stage": stage, **({} if arm is None else {"arm": arm})}
-        number = next_attempt(read_rows(path), of)
+        number = next_attempt(read_rows(self.path / METRICS), of)
         return lambda row: self.log({**of, "attempt": number, **row})
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl, on rank 0; the tracker, if there is one, mirrors it."""
-        if rank() != 0:
+        if rank() != 0:  # to whose file system earlier rows may not have come yet
             return
         row = {"time": round(time.time(), 3), **row}
+        drop_unfinished(self.path / METRICS)
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.tracker is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -20,7 +21,15 @@ def drop_unfinished(path: Path) -> None:
     """Cut off a last row without its end, which was being written when the disk was full or the machine went down."""
     if path.is_file():
         with path.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+            if not _ends_a_row(file):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _ends_a_row(file: BinaryIO) -> bool:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    return file.read() in (b"", b"\n")
 
 
 def next_attempt(rows: Sequence[Mapping[str, Any]], of: Mapping[str, Any]) -> int:

@@ -61,6 +61,15 @@ def test_a_row_that_was_cut_short_does_not_spoil_the_next(tmp_path: Path) -> Non
     assert [(row["attempt"], row["global_step"]) for row in read_rows(path)] == [(1, 1), (2, 2), (2, 3)]
 
 
+def test_nor_does_one_before_the_row_of_a_stage(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": "select"}\n{"sta', encoding="utf-8")
+    folder = RunFolder(tmp_path)
+    folder.run("evaluate-none", {}, dict)
+    train(folder, "safety", 1, 1)
+    assert [row["stage"] for row in read_rows(path)] == ["select", "evaluate-none", "train"]
+
+
 def test_without_a_file_there_are_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
@@ -72,5 +81,5 @@ def test_only_rank_0_cuts_off_what_it_may_be_writing(tmp_path: Path, monkeypatch
     RunFolder(tmp_path).attempt("train", "none")({"global_step": 1})
     assert path.read_text(encoding="utf-8") == '{"stage": "select"}\n{"sta'
     monkeypatch.setenv("RANK", "0")
-    RunFolder(tmp_path).attempt("train", "none")
-    assert path.read_text(encoding="utf-8") == '{"stage": "select"}\n'
+    RunFolder(tmp_path).attempt("train", "none")({"global_step": 1})
+    assert [row["stage"] for row in read_rows(path)] == ["select", "train"]
