@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from neurofreeze.commands.settings import compose
@@ -12,7 +15,7 @@ from neurofreeze.console import console, say, stage
 
 
 def main(overrides: Sequence[str]) -> int:
-    """Talk until an empty line, /quit or the end of the input; /new begins another conversation."""
+    """Talk until an empty line, /quit, Ctrl-C or the end of the input; /new begins another conversation."""
     return compose("chat", with_filters(overrides), _chat, "chat", needs_folder=False)
 
 
@@ -24,11 +27,13 @@ def _chat(config: ChatConfig, _: Path, __: str) -> int:
         chain, monitor = load_guarded(config)
         talk = Talk(config, chain, monitor, console)
     say(f"guarded by {guarded_by(chain, monitor)}")
-    say("/new begins another conversation, /quit or an empty line ends")
+    say("/new begins another conversation, /quit or an empty line ends; Ctrl-C ends an answer")
+    _prepare_input()
     while True:
         try:
-            asked = console.input("> ").strip()
-        except EOFError:
+            asked = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
             break
         if asked in ("", "/quit"):
             break
@@ -37,3 +42,10 @@ def _chat(config: ChatConfig, _: Path, __: str) -> int:
             continue
         talk.ask(asked)
     return 0
+
+
+def _prepare_input() -> None:
+    with suppress(ImportError):  # not everywhere
+        import readline  # noqa: F401  # by being imported it lets a line be edited, and those before it come back
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is for `Talk` to refuse, not for the decoder

@@ -102,7 +102,7 @@ class ChatConfig(ServedConfig):
         check(self.max_tokens > 0, "max_tokens", self.max_tokens, "a positive number")
         check(0 <= self.temperature <= 2, "temperature", self.temperature, "a number from 0 to 2")
         check(0 <= self.top_p <= 1, "top_p", self.top_p, "a number from 0 to 1")
-        check(self.seed is None or self.seed >= 0, "seed", self.seed, "a number not below 0 or null")
+        check(self.seed is None or 0 <= self.seed < 2**63, "seed", self.seed, "a number from 0 to 2**63 - 1 or null")
 
 
 def is_loopback(host: str) -> bool:

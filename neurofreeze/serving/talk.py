@@ -46,11 +46,16 @@ class Talk:
         self.turns = [] if system is None else [Message(role="system", content=system)]
 
     def ask(self, text: str) -> None:
-        """Say something, and show the answer; or why the model cannot be asked, and then it has not been said.
+        """Say something, and show the answer; or why there is none, or not all of it, and then it has not been said.
 
         Raises:
             GuardError, JudgeError: if the guard cannot judge.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self._tell("this is no text in UTF-8, which is expected; say it again", "bold yellow")
+            return
         turns = [*self.turns, Message(role="user", content=text)]
         pieces: list[str] = []
         try:
@@ -72,7 +77,11 @@ class Talk:
             elif isinstance(reply, Finished | Failed):
                 self._end_line()
 
-        self._engine.answer([Job(prompt, request_text(turns), self._sampling, limit, show)])
+        try:
+            self._engine.answer([Job(prompt, request_text(turns), self._sampling, limit, show)])
+        except KeyboardInterrupt:
+            self._tell("interrupted; the conversation goes on from before it", "bold yellow")
+            return
         self.turns = [*turns, Message(role="assistant", content="".join(pieces))]
 
     def on_event(self, job: Job, event: Event) -> None:

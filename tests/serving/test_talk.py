@@ -90,6 +90,38 @@ def test_the_command_talks_until_the_input_ends(
     assert out.count("> ") == 4
 
 
+def test_an_answer_that_is_interrupted_has_not_been_asked_for(
+    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    talk = Talk(ChatConfig(model="tiny", max_tokens=6), Chain(model, tiny_tokenizer), None, plain(shown))
+    talk.ask(PROMPTS[0])
+    before, answer = talk.turns, talk._engine.answer
+
+    def interrupted(jobs: Any) -> None:
+        jobs[0].send(Piece("so far"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(talk._engine, "answer", interrupted)
+    talk.ask(PROMPTS[1])
+    assert shown.getvalue().endswith("so far\ninterrupted; the conversation goes on from before it\n")
+    assert talk.turns == before
+    monkeypatch.setattr(talk._engine, "answer", answer)
+    talk.ask("\udcff")
+    assert shown.getvalue().endswith("this is no text in UTF-8, which is expected; say it again\n")
+    assert talk.turns == before
+    talk.ask(PROMPTS[1])
+    assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 2
+
+
+def test_the_command_reads_what_is_no_text(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8"))
+    assert main(["chat", f"model={tiny_checkpoint}", "max_tokens=4"]) == 0
+    assert "this is no text in UTF-8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -97,6 +129,7 @@ def test_the_command_talks_until_the_input_ends(
         (["serve", "model=m", "token_env=NOT_SET"], "token_env is 'no such name'"),
         (["serve", "model=m", "limits.streams=0"], "limits.streams is 0"),
         (["chat", "model=m", "temperature=3"], "temperature is 3.0"),
+        (["chat", "model=m", f"seed={2**63}"], "seed is 9223372036854775808; expected a number from 0"),
         (["serve"], "model"),
     ],
 )
