@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, and spaces of no width
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Example:
 
     @property
     def key(self) -> str:
-        """SHA-256 of the prompt without regard to case, punctuation and spacing."""
-        return hashlib.sha256(" ".join(re.findall(r"\w+", self.prompt.lower())).encode()).hexdigest()
+        """SHA-256 of the prompt without regard to case, punctuation, spacing and how Unicode writes a letter."""
+        plain = _INVISIBLE.sub("", unicodedata.normalize("NFKC", self.prompt)).casefold()
+        return hashlib.sha256(" ".join(re.findall(r"\w+", plain)).encode()).hexdigest()
 
     @property
     def record(self) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from neurofreeze.data import Example, digest
 
 
 def test_key_ignores_case_punctuation_and_spacing() -> None:
     assert Example.of("How do I open a lock?").key == Example.of("how do i  OPEN a lock!").key
     assert Example.of("How do I open a lock?").key != Example.of("How do I open a clock?").key
+
+
+@pytest.mark.parametrize("twin", ["Öffne das Cafe\u0301!", "ÖFFNE das \uff23afé", "Öff\u00adne das\u200b Café"])
+def test_key_ignores_how_unicode_writes_a_letter(twin: str) -> None:
+    assert Example.of(twin).key == Example.of("öffne das café").key
 
 
 def test_key_keeps_letters_of_other_scripts() -> None:
