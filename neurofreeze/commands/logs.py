@@ -30,11 +30,14 @@ def _logs(config: LogsConfig, _: Path, __: str) -> int:
         )
     for folder in folders:
         log = newest(folder)
-        if log is None:
+        if log is None and len(folders) == 1:
             raise RunError(
                 f"{folder} has no log yet; expected one of a Slurm job or of nf.launch, as other runs print to their "
                 f"terminal. `neurofreeze status {folder}` shows how far this one is"
             )
+        if log is None:
+            _print(f"== {folder} has no log yet")
+            continue
         _print(f"== {log}")
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         _print("\n".join(lines[-config.lines :]))

@@ -14,7 +14,7 @@ from neurofreeze.errors import RunError
 from neurofreeze.evaluation.statistics import Rate
 from neurofreeze.launcher.folders import SWEEP, run_folders
 from neurofreeze.launcher.job import SETTINGS
-from neurofreeze.launcher.state import status
+from neurofreeze.launcher.state import statuses
 from neurofreeze.report.formatting import value
 from neurofreeze.report.sweep.content import START, OverSeeds, Spread, Sweep, SweepArm, SweepRun
 from neurofreeze.tracking.redaction import redact
@@ -97,7 +97,7 @@ def _differs(key: str, given: Sequence[Mapping[str, str]]) -> bool:
 def _run(folder: Path, settings: dict[str, str]) -> SweepRun:
     result = read_result(folder)
     if result is None:
-        state = status(folder).state if folder.is_dir() else "missing"
+        state = statuses([folder])[0].state if folder.is_dir() else "missing"
         return SweepRun(folder.name, state, settings)
     code = result["exit_code"]
     names = dict.fromkeys(name.partition(".")[0] for name in result["metrics"] if name.endswith(".refusals"))

@@ -62,6 +62,20 @@ def test_failed_and_missing_runs_stay_with_their_state(found: Sweep) -> None:
     assert len(found.points) == 8
 
 
+def test_what_others_came_to_is_shown_where_slurm_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: object) -> None:
+        raise RunError("squeue did not answer within 60 s")
+
+    monkeypatch.setattr("neurofreeze.launcher.slurm.available", lambda: True)
+    monkeypatch.setattr("neurofreeze.launcher.slurm.squeue", silent)
+    folder = folders.sweep(tmp_path / "s")
+    (folder / "4" / "result.json").unlink()
+    (folder / "4" / "job.json").write_text('{"submitted": {"job_id": "12_4"}}', encoding="utf-8")
+    assert [run.state for run in gather(folder).runs] == ["complete"] * 4 + ["unknown", "missing"]
+
+
 def test_a_folder_of_runs_is_a_sweep_too(tmp_path: Path) -> None:
     found = gather(folders.sweep(tmp_path / "s", listed=False))
     assert [run.name for run in found.runs] == ["0", "1", "2", "3", "4"]
