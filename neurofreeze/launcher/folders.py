@@ -8,7 +8,7 @@ from pathlib import Path
 from neurofreeze.errors import RunError
 
 SWEEP = "sweep.json"
-_OF_RUN = ("resolved.yaml", "job.json", "metrics.jsonl", "stages")
+_OF_RUN = ("resolved.yaml", "job.json", "working.json", "metrics.jsonl", "stages")
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -1,9 +1,15 @@
-"""Where a job went when it was submitted: kept in job.json, so that anyone with the folder can look and cancel."""
+"""Where a job went when it was submitted: kept in job.json, so that anyone with the folder can look and cancel.
+
+The work of a process that was asked for it itself is in working.json, and only while it is done.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +18,8 @@ import psutil
 from neurofreeze.errors import RunError
 from neurofreeze.files import write_atomically
 from neurofreeze.launcher.job import FILE
+
+WORKING = "working.json"
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """What `write` left in a run folder; None if its job ran in the process that was asked to run it.
+        """The process that is at work in a run folder, else what `write` left; None if there is neither.
 
         Raises:
             RunError: if job.json is damaged.
         """
+        if (working := _working(folder)) is not None:
+            return working
         try:
             content = json.loads((folder / FILE).read_text(encoding="utf-8"))
             found = content.get("submitted")
@@ -88,3 +98,31 @@ class Record:
         if self.elsewhere:
             raise RunError(f"the job is process {self.pid} of {self.host}, not of this machine; run this there")
         return self.process
+
+
+@contextmanager
+def noted(folder: Path) -> Iterator[None]:
+    """Within the block, this process is on record in the folder: a second one would write to the same files.
+
+    Raises:
+        RunError: if another one has begun at the same moment.
+    """
+    path = folder / WORKING
+    path.unlink(missing_ok=True)  # of one that was killed: whoever calls has looked
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(asdict(Record.of_process(os.getpid())), file)
+    except FileExistsError as error:
+        raise RunError(f"another command has begun in {folder} at the same moment; wait for it") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _working(folder: Path) -> Record | None:
+    try:
+        found = Record(**json.loads((folder / WORKING).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # or just being written
+        return None
+    return found if found.elsewhere or found.process is not None else None

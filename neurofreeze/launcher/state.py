@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from omegaconf import OmegaConf
 
 from neurofreeze.errors import RunError
 from neurofreeze.launcher import slurm
-from neurofreeze.launcher.job import SETTINGS
+from neurofreeze.launcher.job import FILE, SETTINGS
 from neurofreeze.launcher.record import Record
 from neurofreeze.stages.rows import current, read_rows
 
@@ -100,7 +100,7 @@ def exit_code(folder: Path) -> int | None:
     """The exit code of a submitted job; None while it runs or waits.
 
     Raises:
-        RunError: if Slurm does not answer.
+        RunError: if Slurm does not answer, or is not on this machine and the job has left no result.
     """
     record = Record.read(folder)
     job = _slurm_job(record, None)
@@ -109,7 +109,16 @@ def exit_code(folder: Path) -> int | None:
     if record is not None and record.process is not None:
         return None
     result = _result(folder)
+    if result is None and _out_of_sight(record):
+        raise RunError(
+            f"{folder} has {record.name}, and no Slurm on this machine knows whether it has ended; run this where "
+            f"Slurm is installed, or delete {folder / FILE} if it has"
+        )
     return 1 if result is None else int(result["exit_code"])  # ended without a word
+
+
+def _out_of_sight(record: Record | None) -> TypeGuard[Record]:
+    return record is not None and record.job_id is not None and not slurm.available()
 
 
 def _slurm_job(record: Record | None, known: Mapping[str, slurm.SlurmJob] | None) -> slurm.SlurmJob | None:
@@ -132,6 +141,8 @@ def _state(folder: Path, record: Record | None, job: slurm.SlurmJob | None) -> t
         return ("complete" if result["exit_code"] == 0 else "failed"), error
     if record is not None and record.elsewhere:
         return "unknown", f"it is a process of {record.host}; look there"
+    if _out_of_sight(record):
+        return "unknown", "it is a job of Slurm, which is not on this machine"
     if (folder / METRICS).is_file() or record is not None:
         # Without a record, it is or was the work of a process that nobody noted.
         return ("unfinished" if record is None else "interrupted"), ""

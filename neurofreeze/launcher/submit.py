@@ -8,7 +8,7 @@ from neurofreeze.console import say
 from neurofreeze.errors import RunError
 from neurofreeze.launcher import processes, slurm
 from neurofreeze.launcher.job import Job
-from neurofreeze.launcher.record import Record
+from neurofreeze.launcher.record import WORKING, Record, noted
 from neurofreeze.launcher.script import FILE, LOGS, render
 from neurofreeze.launcher.state import RESULT, exit_code
 from neurofreeze.launcher.submitted import Submitted
@@ -28,8 +28,9 @@ def submit(job: Job) -> int:
         from neurofreeze.launcher.work import work
 
         require_ended(job.folder)
-        code = work(job)
-        job.save()
+        with noted(job.folder):
+            code = work(job)
+            job.save()
         return code
     if cluster.name == "torchrun":
         prepare(job)
@@ -66,7 +67,8 @@ def prepare(job: Job) -> None:
         RunError: if the folder has a job that has not ended: two would write to the same files.
     """
     require_ended(job.folder)
-    (job.folder / RESULT).unlink(missing_ok=True)  # of an attempt before this one
+    for name in (RESULT, WORKING):
+        (job.folder / name).unlink(missing_ok=True)  # of an attempt before this one
     (job.folder / LOGS).mkdir(parents=True, exist_ok=True)
     job.save()
 

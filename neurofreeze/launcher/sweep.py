@@ -15,7 +15,7 @@ from neurofreeze.launcher.folders import SWEEP
 from neurofreeze.launcher.job import FILE, Job
 from neurofreeze.launcher.record import Record
 from neurofreeze.launcher.script import render
-from neurofreeze.launcher.submit import prepare, write_script
+from neurofreeze.launcher.submit import prepare, require_ended, write_script
 from neurofreeze.launcher.submitted import Submitted
 from neurofreeze.training.stopping import SIGNALS, Stopped
 
@@ -73,6 +73,7 @@ def _require_one_sweep(jobs: Sequence[Job], optimises: bool) -> None:
 
 def _require_free(jobs: Sequence[Job]) -> None:
     for job in jobs:
+        require_ended(job.folder)  # of all, before what any has left gives way to another attempt
         if (job.folder / FILE).is_file() and not job.config.overwrite:
             before = Job.load(job.folder)
             if _essential(before.overrides) != _essential(job.overrides):

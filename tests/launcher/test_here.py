@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +17,13 @@ import pytest
 
 import neurofreeze as nf
 from neurofreeze.cli import main
-from neurofreeze.errors import ConfigError
+from neurofreeze.errors import ConfigError, RunError
 from neurofreeze.launcher import processes
 from neurofreeze.launcher.job import FILE, Job, typed
 from neurofreeze.launcher.ranks import connected
 from neurofreeze.launcher.record import Record
+from neurofreeze.launcher.state import Status
+from neurofreeze.launcher.submit import submit
 
 from .interpreter import interpreter
 
@@ -95,6 +98,35 @@ def test_a_signal_that_comes_while_the_job_is_being_started_reaches_it(
     body = f"trap 'echo told >> \"$3/told\"; exit 9' USR1\n{WAITS}"
     assert main(["train", *ONE, interpreter(tmp_path, body), "name=a"]) == 128 + signal.SIGUSR1
     assert Path("runs/a/told").read_text(encoding="utf-8") == "told\n"
+
+
+def test_a_run_in_this_process_is_seen_and_takes_no_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Status] = []
+
+    def work(job: Job) -> int:
+        seen.append(nf.Submitted(job.folder).status())
+        return submit(job)
+
+    monkeypatch.setattr("neurofreeze.launcher.work.work", work)
+    job = Job("train", Path("run"), typed("{}"), "{}")
+    job.folder.mkdir()
+    with pytest.raises(RunError, match=f"run has process {os.getpid()}, which has not ended; wait for it"):
+        submit(job)
+    assert [(found.state, found.job) for found in seen] == [("running", f"process {os.getpid()}")]
+    assert list(job.folder.iterdir()) == []
+
+
+def test_what_a_killed_run_has_noted_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurofreeze.launcher.work.work", lambda _: 0)
+    Path("runs/a").mkdir(parents=True)
+    for note in (
+        '{"pid": 1, "host": "' + socket.gethostname() + '", "started": 0}',
+        '{"pid": 1, "host": "far"}',
+        '{"p',
+    ):
+        Path("runs/a/working.json").write_text(note, encoding="utf-8")
+        assert main(["train", "name=a"]) == 0
+        assert not Path("runs/a/working.json").exists()
 
 
 def test_a_background_job_is_seen_and_cancelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

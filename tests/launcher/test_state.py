@@ -58,7 +58,9 @@ def test_a_frozen_bit_that_changed_is_loud(run: Path, capsys: pytest.CaptureFixt
     assert "CHANGED" in capsys.readouterr().out
 
 
-def test_the_state_is_read_from_what_the_job_left(run: Path) -> None:
+def test_the_state_is_read_from_what_the_job_left(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurofreeze.launcher.slurm.available", lambda: True)
+    monkeypatch.setattr("neurofreeze.launcher.slurm.squeue", lambda _: {})  # it has forgotten
     assert status(run).state == "unfinished"  # of a process that left no record
     Record(job_id="12_3").write(run)
     found = status(run)
@@ -101,6 +103,18 @@ def test_a_process_of_another_machine_may_still_run(run: Path) -> None:
     assert status(run).state == "failed"
 
 
+def test_a_slurm_job_without_a_result_may_still_run_where_there_is_no_slurm(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Record(job_id="12_3").write(run)
+    found = status(run)
+    assert (found.state, found.reason) == ("unknown", "it is a job of Slurm, which is not on this machine")
+    assert main(["train", f"hydra.run.dir={run}"]) == 1
+    assert "has job 12_3, and no Slurm on this machine knows whether it has ended" in capsys.readouterr().err
+    write_failure(run, "train", ValueError("a wrong turn"))
+    assert (status(run).state, exit_code(run)) == ("failed", 1)
+
+
 def test_files_answer_where_slurm_does_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(_: object) -> None:
         raise RunError("squeue did not answer within 60 s")
@@ -129,6 +143,16 @@ def test_a_folder_must_be_named(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the console script does
     assert main(["status"]) == 2
     assert capsys.readouterr().err.startswith("neurofreeze: run has no value, and none can be guessed; pass run=...")
+
+
+def test_logs_of_a_sweep_are_shown_beside_runs_without_any(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "logs").mkdir()
+    (run / "logs" / "job.out").write_text("hello\n", encoding="utf-8")
+    jobs = [{"folder": name} for name in ("waits", run.name)]
+    (run.parent / "sweep.json").write_text(json.dumps({"jobs": jobs}), encoding="utf-8")
+    assert main(["logs", str(run.parent)]) == 0
+    waits, log = run.parent / "waits", run / "logs" / "job.out"
+    assert capsys.readouterr().out == f"== {waits} has no log yet\n== {log}\nhello\n"
 
 
 def test_logs_of_a_run_without_any(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from neurofreeze.cli import COMMANDS, main
+from neurofreeze.launcher import slurm
 from tests.test_cli import probe
 
 from .interpreter import interpreter
@@ -57,6 +58,25 @@ def test_cancelling_ends_the_sweep_and_not_only_the_job(tmp_path: Path, capsys: 
     assert main(["run", "-m", "seed=0,1", "name=two", interpreter(tmp_path, body)]) == 143
     assert "the same command goes on from here" in capsys.readouterr().err
     assert [path.parent.name for path in Path("sweeps/two").glob("*/began")] == ["0"]
+
+
+def test_a_sweep_of_which_a_job_still_runs_leaves_what_the_others_came_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def squeue(ids: list[str]) -> dict[str, slurm.SlurmJob]:
+        return {"12_1": slurm.SlurmJob("RUNNING", 0, 0, "")} if "12_1" in ids else {}
+
+    for name, fake in {"require": lambda: None, "sbatch": lambda _: "12", "available": lambda: True}.items():
+        monkeypatch.setattr(slurm, name, fake)
+    monkeypatch.setattr(slurm, "squeue", squeue)
+    words = ["run", "-m", "seed=0,1", "name=two", "cluster=slurm"]
+    assert main(words) == 0
+    result = Path("sweeps/two/0/result.json")
+    result.write_text('{"command": "run", "exit_code": 0, "metrics": {}}', encoding="utf-8")
+    assert main(words) == 1
+    assert "two/1 has job 12_1, which has not ended" in capsys.readouterr().err
+    assert result.is_file()
+    assert '"12_0"' in Path("sweeps/two/0/job.json").read_text(encoding="utf-8")
 
 
 def test_an_optimising_sweep_takes_its_ranges_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
