@@ -32,7 +32,7 @@ from neurofreeze.neurons import NeuronMap, Site
 from neurofreeze.strategies import passes
 from neurofreeze.strategies.base import Sets
 from neurofreeze.strategies.observing import forward
-from neurofreeze.strategies.options import require
+from neurofreeze.strategies.options import require, require_switch
 from neurofreeze.strategies.resuming import Turns
 from neurofreeze.strategies.scores import NeuronScores
 
@@ -48,7 +48,7 @@ class Change:
             a score.
 
     Raises:
-        ConfigError: if the reference is no folder.
+        ConfigError: if the reference is no folder, or `attention` neither true nor false.
     """
 
     reference: Any
@@ -60,6 +60,7 @@ class Change:
         found = self.reference
         usable = isinstance(found, torch.nn.Module) or (isinstance(found, str | Path) and Path(found).is_dir())
         require(usable, "reference", found, "the folder of a checkpoint, or a model")
+        require_switch("attention", self.attention)
 
     def require_fit(self, neuron_map: NeuronMap) -> None:
         """Raise ConfigError if the reference does not have these neurons."""

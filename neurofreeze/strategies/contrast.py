@@ -34,7 +34,7 @@ from neurofreeze.neurons import NeuronMap, Site
 from neurofreeze.strategies.base import Seen
 from neurofreeze.strategies.by_expert import ByExpert, each, statistic_for
 from neurofreeze.strategies.observing import Point, Positions, Statistic
-from neurofreeze.strategies.options import require, require_one_of
+from neurofreeze.strategies.options import require, require_one_of, require_switch
 from neurofreeze.strategies.scores import NeuronScores
 from neurofreeze.strategies.statistics import RunningMoments
 
@@ -74,6 +74,7 @@ class Contrast:
         require_one_of("statistic", self.statistic, Contrasts)
         require_one_of("pooling", self.pooling, Pooling)
         require_one_of("positions", self.positions, Positions)
+        require_switch("attention", self.attention)
         for option in ("tau_es", "tau_sas"):
             require(getattr(self, option) > 0, option, getattr(self, option), "a number above 0")
 

@@ -41,7 +41,7 @@ from neurofreeze.strategies import passes
 from neurofreeze.strategies.base import Seen
 from neurofreeze.strategies.by_expert import each, statistic_for
 from neurofreeze.strategies.observing import Point, Positions, Statistic, Tokens
-from neurofreeze.strategies.options import require, require_one_of
+from neurofreeze.strategies.options import require, require_one_of, require_switch
 from neurofreeze.strategies.scores import NeuronScores
 
 _TINY = np.finfo(np.float64).tiny
@@ -75,6 +75,7 @@ class Probe:
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number not below 0")
         require_one_of("positions", self.positions, Positions)
+        require_switch("standardize", self.standardize)
 
     def watch(self, neuron_map: NeuronMap) -> dict[Point, Statistic]:
         """Each prompt's maxima of every projection."""

@@ -34,7 +34,7 @@ from neurofreeze.errors import DataError
 from neurofreeze.neurons import NeuronMap, Site
 from neurofreeze.strategies.base import Seen
 from neurofreeze.strategies.observing import Point, Positions, Statistic, Tokens
-from neurofreeze.strategies.options import require, require_one_of
+from neurofreeze.strategies.options import require, require_one_of, require_switch
 from neurofreeze.strategies.scores import NeuronScores, Per
 
 Pooling = Literal["mean", "max"]
@@ -68,6 +68,7 @@ class SNTune:
         require_one_of("per", self.per, Per)
         require_one_of("pooling", self.pooling, Pooling)
         require_one_of("positions", self.positions, Positions)
+        require_switch("subtract_foundation", self.subtract_foundation)
         for option in ("k", "foundation_share"):
             require(0 < getattr(self, option) <= 1, option, getattr(self, option), "a number in (0, 1]")
 

@@ -21,6 +21,7 @@ from neurofreeze.neurons import NeuronMap
 from neurofreeze.strategies.base import Seen
 from neurofreeze.strategies.by_expert import stacked, statistic_for
 from neurofreeze.strategies.observing import Point, Statistic
+from neurofreeze.strategies.options import require_switch
 from neurofreeze.strategies.scores import NeuronScores
 from neurofreeze.strategies.statistics import RunningMoments
 from neurofreeze.strategies.weights import matrices, parameters
@@ -34,11 +35,17 @@ class WIFV:
         standardize: subtract the site's mean score and divide by its standard deviation before neurons of different
             layers are compared, as FLAP does. Whether SSAH does is not stated; without it the last layers, whose
             activations are largest, crowd out the rest.
+
+    Raises:
+        ConfigError: if it is neither true nor false.
     """
 
     standardize: bool = True
     name: str = "wifv"
     sets: ClassVar[tuple[str, ...]] = ("safety",)
+
+    def __post_init__(self) -> None:
+        require_switch("standardize", self.standardize)
 
     def watch(self, neuron_map: NeuronMap) -> dict[Point, Statistic]:
         """The variance of every channel."""

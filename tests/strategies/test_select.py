@@ -17,7 +17,7 @@ from neurofreeze.data.batches import PLAIN_TEMPLATE
 from neurofreeze.errors import ConfigError, DataError, NeuroFreezeWarning
 from neurofreeze.models.load import load_model, load_tokenizer
 from neurofreeze.neurons import NeuronMap
-from neurofreeze.strategies import STRATEGIES, NeuronScores, select
+from neurofreeze.strategies import STRATEGIES, NeuronScores, make, select
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,22 @@ def test_an_unknown_strategy_names_the_known_ones() -> None:
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(ConfigError, match="strategy 'wifv' has no option 'standardise'; expected one of standardize"):
         select(None, None, [], "wifv", standardise=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("wifv", "standardize"),
+        ("probe", "standardize"),
+        ("contrast", "attention"),
+        ("change", "attention"),
+        ("sn_tune", "subtract_foundation"),
+    ],
+)
+def test_a_switch_is_true_or_false_and_no_text(name: str, option: str, tmp_path: Path) -> None:
+    others = {"reference": str(tmp_path)} if name == "change" else {}
+    with pytest.raises(ConfigError, match=f"{option} is 'no'; expected true or false"):
+        make(name, {option: "no", **others})
 
 
 def test_no_examples_are_refused(model: Any, tiny_tokenizer: Any) -> None:
