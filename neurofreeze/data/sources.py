@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,16 @@ def _from_csv(path: Path) -> Any:
     import pandas
     from datasets import Dataset
 
-    # Cells as they stand: numbers would be written anew (7 as 7.0 beside 7.5), and "None" or "NA" taken for nothing.
-    cells = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            # Cells as they stand: numbers would be written anew (7 as 7.0 beside 7.5), "None" or "NA" taken for nothing
+            # and a row's first cell for its name if it has one too many.
+            cells = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], index_col=False)
+    except pandas.errors.ParserWarning as error:
+        raise DataError(
+            f"{path} has rows with more cells than its first line has names; put texts with commas in quotes"
+        ) from error
     return Dataset.from_pandas(cells, preserve_index=False)
 
 

@@ -90,6 +90,18 @@ def test_cells_of_a_csv_file_are_read_to_the_letter() -> None:
     assert [example.response for example in read(source)] == answers
 
 
+@pytest.mark.parametrize("content", ["prompt,response\nHow, why?,So\n", "goal\nFirst, why?\nThen how?\n"])
+def test_a_comma_without_quotes_does_not_move_cells_to_other_columns(content: str) -> None:
+    Path("rows.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.csv has rows with more cells than its first line has names; put texts"):
+        read("rows.csv", responses=False)
+
+
+def test_a_comma_at_the_end_of_every_line_is_no_cell() -> None:
+    Path("rows.csv").write_text("prompt,response\nHi,Hello,\n", encoding="utf-8")
+    assert read("rows.csv") == [Example.of("Hi", "Hello")]
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_a_byte_order_mark_and_windows_line_ends_are_no_text(name: str) -> None:
     rows = {"rows.csv": "prompt,response\r\nHi,Hello\r\n", "rows.jsonl": '{"prompt": "Hi", "response": "Hello"}\r\n'}
