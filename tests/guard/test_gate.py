@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from neurofreeze.guard.reactions import Blend, Flag, Reflect, Refuse
 from neurofreeze.guard.triggers import LifTrigger, NeuronTrigger, ProbeTrigger
 from tests.guard.scripted import PROMPTS, Scripted, Tape, batch
 
+ASKED = [Example.of("never seen")]
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.9},
@@ -277,6 +279,14 @@ def test_a_threshold_that_is_no_number_is_refused(gated: Any, tiny_tokenizer: An
         (lambda m, t, e: Reflect(text=None), "some words"),  # type: ignore[arg-type]
         (lambda m, t, e: LifTrigger(tau=0.5), "tau is 0.5"),
         (lambda m, t, e: LifTrigger(keep=1.0), "keep is 1.0"),
+        (lambda m, t, e: LifTrigger(tau="a"), "tau is 'a'"),  # type: ignore[arg-type]
+        (lambda m, t, e: LifTrigger(tau=math.inf), "tau is inf"),
+        (lambda m, t, e: LifTrigger(keep=None), "keep is None"),  # type: ignore[arg-type]
+        (lambda m, t, e: Blend(alpha="a"), "alpha is 'a'"),  # type: ignore[arg-type]
+        (lambda m, t, e: NeuronTrigger.fit(m, t, ASKED, ASKED, count="a"), "count is 'a'"),  # type: ignore[arg-type]
+        (lambda m, t, e: NeuronTrigger.fit(m, t, ASKED, ASKED, count=2.5), "count is 2.5"),  # type: ignore[arg-type]
+        (lambda m, t, e: ProbeTrigger.fit(m, t, ASKED, ASKED, layer="a"), "layer is 'a'"),  # type: ignore[arg-type]
+        (lambda m, t, e: ProbeTrigger.fit(m, t, ASKED, ASKED, layer=True), "layer is True"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

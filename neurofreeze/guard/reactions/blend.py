@@ -14,6 +14,7 @@ from neurofreeze.errors import GuardError
 from neurofreeze.guard.reactions import severity
 from neurofreeze.guard.reactions.base import Call, Decision
 from neurofreeze.guard.triggers.base import Step
+from neurofreeze.guard.triggers.fields import is_number
 
 TOP = 64
 
@@ -35,8 +36,8 @@ class Blend:
     needs_expert: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise GuardError(f"alpha is {self.alpha}; expected a number in [0, 1], or None for self-reflection")
+        if self.alpha is not None and not (is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise GuardError(f"alpha is {self.alpha!r}; expected a number in [0, 1], or None for self-reflection")
         if self.lasting is not None and (type(self.lasting) is not int or self.lasting < 1):
             raise GuardError(f"lasting is {self.lasting!r}; expected a positive number of tokens or None")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,11 @@ def require_shapes(name: str, tensors: Mapping[str, torch.Tensor], shape: tuple[
             )
         if not tensor.isfinite().all():
             raise GuardError(f"trigger {name!r}: {field} holds NaN or infinite values")
+
+
+def is_number(found: object) -> bool:
+    """Whether it is a finite number, not a text or a truth value that a setting was given by mistake."""
+    return type(found) in (int, float) and math.isfinite(found)  # type: ignore[arg-type]
 
 
 def keys(*sets: Sequence[Example]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import torch
 
 from neurofreeze.errors import GuardError
 from neurofreeze.guard.triggers.base import Step
-from neurofreeze.guard.triggers.fields import require_settings
+from neurofreeze.guard.triggers.fields import is_number, require_settings
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class LifTrigger:
     threshold: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
-        if not self.tau >= 1:
-            raise GuardError(f"tau is {self.tau}; expected a number of tokens not below 1")
-        if not 0 <= self.keep < 1:
-            raise GuardError(f"keep is {self.keep}; expected a number in [0, 1)")
+        if not is_number(self.tau) or self.tau < 1:
+            raise GuardError(f"tau is {self.tau!r}; expected a number of tokens not below 1")
+        if not is_number(self.keep) or not 0 <= self.keep < 1:
+            raise GuardError(f"keep is {self.keep!r}; expected a number in [0, 1)")
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -92,8 +92,8 @@ class NeuronTrigger:
         neuron_map = among.neuron_map if scored else NeuronMap.of(model, granularity)  # type: ignore[union-attr, arg-type]
         candidates = _candidates(among, neuron_map, count)
         available = sum(len(index) for index in candidates.values())
-        if not 0 < count <= available:
-            raise GuardError(f"count is {count}; expected a positive number, at most the {available} neurons given")
+        if type(count) is not int or not 0 < count <= available:
+            raise GuardError(f"count is {count!r}; expected a positive number, at most the {available} neurons given")
         places = {name: Place(neuron_map.sites[name].module, "input") for name in candidates}
         channels = {
             name: torch.from_numpy(neuron_map.sites[name].writes.index[index]) for name, index in candidates.items()

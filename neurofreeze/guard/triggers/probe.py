@@ -79,8 +79,8 @@ class ProbeTrigger:
         """
         _require_kind(kind)
         layers = decoder_layers(model)
-        if layer is not None and not 0 <= layer < len(layers):
-            raise GuardError(f"layer is {layer}; expected one of 0 to {len(layers) - 1}")
+        if layer is not None and (type(layer) is not int or not 0 <= layer < len(layers)):
+            raise GuardError(f"layer is {layer!r}; expected one of 0 to {len(layers) - 1}")
         if layer is None and min(len(harmful), len(benign)) < _FOLDS:
             raise GuardError(
                 f"there are {len(harmful)} harmful and {len(benign)} benign prompts; expected at least {_FOLDS} of "
