@@ -27,9 +27,11 @@ def _gate(config: GateConfig, _: Path, __: str) -> int:
     from neurofreeze.data import read
     from neurofreeze.guard.loading import load_expert
     from neurofreeze.guard.making import make_gate
+    from neurofreeze.guard.places import require_folder
     from neurofreeze.models.load import load_model, load_tokenizer
     from neurofreeze.models.resolve import resolve
 
+    require_folder(config.output, "output")
     harmful, benign = (
         [example for source in sources for example in read(source, responses=False)]
         for sources in (config.harmful, config.benign)

@@ -31,6 +31,7 @@ def _monitor(config: MonitorCommandConfig, _: Path, __: str) -> int:
     from neurofreeze.guard.monitor.monitor import Monitor
     from neurofreeze.guard.monitor.reference_file import CONFIG
     from neurofreeze.guard.monitor.sinks import RowFile
+    from neurofreeze.guard.places import require_file, require_folder
 
     made = (Path(config.reference) / CONFIG).is_file()
     if not made and not (config.calibrate and config.mask):
@@ -38,6 +39,9 @@ def _monitor(config: MonitorCommandConfig, _: Path, __: str) -> int:
             f"{config.reference} holds no reference; pass calibrate= (a file of benign prompts) and mask= (the "
             "folder of the safety neurons) to make it"
         )
+    require_file(config.output, "output")
+    if not made:
+        require_folder(config.reference, "reference")
     examples = read(config.prompts, responses=False)
     model, tokenizer = _load(config)
     reference = _reference(config, made, model, tokenizer, examples)
@@ -65,11 +69,14 @@ def _load(config: MonitorCommandConfig) -> tuple[Any, Any]:
 def _reference(
     config: MonitorCommandConfig, made: bool, model: Any, tokenizer: Any, stream: Sequence[Example]
 ) -> Reference:
+    import numpy as np
+
     from neurofreeze.data import read
     from neurofreeze.data.batches import template_record
     from neurofreeze.data.splits import require_disjoint
     from neurofreeze.guard.monitor.calibrating import calibrate
     from neurofreeze.guard.monitor.reference import Reference
+    from neurofreeze.guard.monitor.thresholds import conformal
     from neurofreeze.mask import NeuronMask
 
     if made:
@@ -85,6 +92,7 @@ def _reference(
         return reference
     calibration = read(str(config.calibrate), responses=False)
     require_disjoint({"calibrate": calibration, "prompts": stream})
+    conformal(np.zeros(len(calibration) // 2), config.detection.false_alarm_rate)  # before a reference is made in vain
     mask = NeuronMask.from_pretrained(str(config.mask), model=model)
     with stage("calibrating", -(-len(calibration) // config.batch_size)) as shown:
         reference = calibrate(
@@ -134,10 +142,11 @@ def _tell(verdict: Verdict) -> None:
 
 
 def _print_reference(monitor: Monitor) -> None:
-    made = monitor.reference.made_of
+    reference, made = monitor.reference, monitor.reference.made_of
     say(
-        f"{monitor.reference.neurons} neurons, {made['prompts']} prompts and {made['held']} held out; of these "
-        f"{monitor.calibrated} are past the threshold for {monitor.config.false_alarm_rate:.1%} false alarms"
+        f"{reference.neurons} neurons, pooling={reference.pooling}, {made['prompts']} prompts and {made['held']} held "
+        f"out; of these {monitor.calibrated} are past the threshold for {monitor.config.false_alarm_rate:.1%} false "
+        "alarms"
     )
 
 

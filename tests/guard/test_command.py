@@ -32,6 +32,9 @@ def test_a_gate_is_made_and_guards(
     assert len(gate.events) == 3
     assert main(["gate", f"model={tiny_checkpoint}", "trigger.name=lif"]) == 2
     assert "expert is None; expected a model, since trigger lif needs one" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["gate", "model=not-even-looked-for", f"output={tmp_path / 'file' / 'gate'}"]) == 2
+    assert f"{tmp_path / 'file'} is no such folder" in capsys.readouterr().err
 
 
 def test_what_is_unknown_is_refused(gated: Any, tiny_tokenizer: Any, harmful: Any, benign: Any) -> None:

@@ -77,6 +77,33 @@ def test_prompts_of_the_stream_may_not_be_calibration_prompts(made: list[str], f
     assert "is in both calibrate and prompts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["detection.false_alarm_rate=0.01"], "a false-alarm rate of 0.01 needs at least 99 held-out prompts"),
+        (["reference=mask/neuron_mask_config.json"], "reference is 'mask/neuron_mask_config.json'; expected a folder"),
+        (["output=mask"], "output is 'mask'; expected a file; this is a folder"),
+        (["output=calibrate.jsonl/rows.jsonl"], "output is 'calibrate.jsonl'; expected a folder"),
+    ],
+)
+def test_what_cannot_come_to_anything_is_refused_before_anything_is_made(
+    made: list[str],
+    folder: Path,
+    settings: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    making = ["reference=other", "calibrate=calibrate.jsonl", "mask=mask", "output=other.jsonl"]
+    assert main(["monitor", *made, *making, *settings]) in (1, 2)
+    found = capsys.readouterr()
+    assert message in found.err
+    assert "calibrating" not in found.out
+    assert not (folder / "other").exists()
+    assert not (folder / "other.jsonl").exists()
+
+
 def test_no_reference_and_nothing_to_make_it_of(made: list[str], capsys: Any) -> None:
     assert main(["monitor", *made, "reference=other"]) == 2
     assert "pass calibrate=" in capsys.readouterr().err
