@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -28,7 +29,7 @@ from neurofreeze.engines.base import Gradient
 from neurofreeze.engines.partial import PartialEngine
 from neurofreeze.errors import FreezeError, MaskError, NeuroFreezeWarning
 from neurofreeze.hooks import before_others
-from neurofreeze.lora import adapted_layers, find_adapters
+from neurofreeze.lora import find_adapters
 from neurofreeze.mask import NeuronMask
 from neurofreeze.neurons import NeuronMap, Selection, canonical_name
 from neurofreeze.pieces import Piece, cut
@@ -124,6 +125,7 @@ class Freezer:
         self.mask = mask
         self.adapters = adapters
         self._model = model
+        self._names = _names(model)
         self._map = neuron_map
         self._selections = selections
         self._weights = weights
@@ -147,14 +149,14 @@ class Freezer:
 
         Raises:
             FreezeError: on every rank, if any frozen element changed, a frozen moment is not zero, or the model no
-                longer holds the parameters that were frozen, or has adapters that it had not.
+                longer holds the parameters that were frozen, or has some that it had not.
         """
         if self._resumed:
             self.sync()
             self._resumed = False
         with all_or_none("the check of frozen elements"):
+            self._refuse_new_parameters()
             self._require_same_parameters()
-            self._refuse_new_adapters()
             self.adapters.require_intact(self._weights)
             for piece in self._weights:
                 for moment in piece.of.moments():
@@ -326,20 +328,23 @@ class Freezer:
                     f"it had {piece.of.shape}; freeze again, after whatever rebuilds the model"
                 )
 
-    def _refuse_new_adapters(self) -> None:
-        known = {id(layer) for layer, _ in self.adapters.active}
-        for path, layer in adapted_layers(self._model):
-            if id(layer) not in known:
-                raise FreezeError(
-                    f"PEFT put adapters over {path} after freezing began, so that nothing of them is held; add them "
-                    "before freezing"
-                )
+    def _refuse_new_parameters(self) -> None:
+        for name in _names(self._model) - self._names:
+            raise FreezeError(
+                f"{name} came into the model after freezing began, so that nothing of it is held: an adapter that PEFT "
+                "put in, or a layer that was changed; add it before freezing"
+            )
 
 
 def _given(mask: NeuronMask | None) -> NeuronMask:
     if mask is None:
         raise MaskError("freeze() was given no mask; pass mask=NeuronMask...")
     return mask
+
+
+def _names(model: Any) -> Counter[str]:
+    # Counted, since adapters within one another differ only by the wrapping.
+    return Counter(canonical_name(name) for name, _ in model.named_parameters())
 
 
 def _any_without_gradient(model: Any, names: Collection[str]) -> bool:

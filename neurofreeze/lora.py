@@ -75,16 +75,6 @@ def find_adapters(model: nn.Module, selections: Selections, shapes: Shapes) -> A
     return Adapters(parts, tuple(adapted), tuple(quantized), trained, tuple(active))
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Canonical path and layer of each that PEFT has put adapters over."""
-    if "peft" in sys.modules:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for path, module in model.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                yield canonical_name(f"{path}.").removesuffix("."), module
-
-
 def _names(model: nn.Module, selections: Selections) -> dict[str, str]:
     """Each name of a selected weight -> the one it is selected by; of a tied one every module has its own."""
     found = [(canonical_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]

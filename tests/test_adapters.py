@@ -248,9 +248,20 @@ def test_adapters_that_came_after_freezing_began_are_noticed(base: Any, mask: Ne
     freezer = freeze(model, torch.optim.AdamW(model.parameters()), mask)
     freezer.check()
     get_peft_model(model, LoraConfig(target_modules=["up_proj"]))
-    with pytest.raises(
-        FreezeError, match=r"PEFT put adapters over model\.layers\.0\.mlp\.up_proj after freezing began"
-    ):
+    with pytest.raises(FreezeError, match=r"up_proj\.lora_A\.default\.weight came into the model after freezing began"):
+        freezer.check()
+
+
+def test_another_adapter_that_came_after_freezing_began_is_noticed_though_it_is_switched_off(
+    base: Any, mask: NeuronMask
+) -> None:
+    model = lora.adapted(base)
+    freezer = freeze(model, lora.adamw(model), mask)
+    freezer.check()
+    model.add_adapter("second", LoraConfig(r=3, target_modules=["up_proj"]))
+    model.set_adapter("second")
+    model.set_adapter("default")
+    with pytest.raises(FreezeError, match=r"up_proj\.lora_A\.second\.weight came into the model after freezing began"):
         freezer.check()
 
 

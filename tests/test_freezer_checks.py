@@ -81,6 +81,16 @@ def test_check_notices_embeddings_that_were_resized_in_place() -> None:
         freezer.check()
 
 
+def test_check_notices_a_bias_that_a_frozen_layer_was_given() -> None:
+    model = tiny.model("mistral")
+    freezer = freeze(model, adamw(model), mask_for(model))
+    freezer.check()
+    layer = model.model.layers[0].mlp.up_proj
+    layer.bias = nn.Parameter(torch.ones(layer.out_features))
+    with pytest.raises(FreezeError, match=r"up_proj\.bias came into the model after freezing began"):
+        freezer.check()
+
+
 def test_a_gradient_where_there_was_to_be_none_is_refused_at_the_step() -> None:
     model = tiny.model("llama")
     mask = mask_for(model).with_rest("norms")

@@ -79,9 +79,9 @@ def merge(model: Any) -> Any:
     for name, parameter in found.named_parameters():
         parameter.requires_grad_(canonical_name(name) in found.before_selective)
     for key, hook in list(found._forward_pre_hooks.items()):
-        if hook is _refuse_adapters:
+        if hook is _refuse_changes:
             del found._forward_pre_hooks[key]
-    del found.before_selective, found.save_pretrained
+    del found.before_selective, found.selective_frozen, found.save_pretrained
     return model
 
 
@@ -139,8 +139,9 @@ def train_lines(model: Any, neuron_map: NeuronMap, frozen: dict[str, Selection])
         with assembled([parameters[f"{name}.{leaf}"] for leaf in lines_of]):
             make_selective(model.get_submodule(name), lines_of)
     model.before_selective = before
+    model.selective_frozen = still | {f"{name}.{leaf}" for name, lines_of in by_module.items() for leaf in lines_of}
     model.save_pretrained = MethodType(_save_pretrained, model)
-    model.register_forward_pre_hook(_refuse_adapters)
+    model.register_forward_pre_hook(_refuse_changes)
     return model
 
 
@@ -166,7 +167,20 @@ def merged(model: Any, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.T
     return found
 
 
-def _refuse_adapters(model: Any, *_: Any) -> None:
+def _refuse_changes(model: Any, *_: Any) -> None:
+    """Before each forward pass: nothing trains that should not."""
+    _refuse_adapters(model)
+    if not model.training:
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and canonical_name(name) in model.selective_frozen:
+            raise FreezeError(
+                f"requires_grad was switched on for {name}, which selective layers keep frozen in whole or in part; "
+                "leave it off, or nf.merge the model first to train all of it"
+            )
+
+
+def _refuse_adapters(model: Any) -> None:
     # PEFT trains adapters over frozen lines too, and stops what should train. It asks nobody when it wraps a model.
     if hasattr(model, "peft_config"):
         raise FreezeError(

@@ -116,6 +116,17 @@ def test_adapters_over_selective_layers(adapted: Any, model: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("train", ["masked", "unmasked"])
+def test_frozen_weights_whose_gradients_are_switched_on(train: Any, model: Any) -> None:
+    nf.selective(model, mask_for(model), train)
+    inputs = torch.arange(6)[None]
+    model.train()
+    model(inputs)
+    model.requires_grad_(True)
+    with pytest.raises(FreezeError, match=r"requires_grad was switched on for model\..*, which selective layers keep"):
+        model(inputs)
+
+
 def test_adapters_that_were_taken_away_again(model: Any) -> None:
     names = list(model.state_dict())
     found = wrapped_by_peft(nf.selective(model, mask_for(model))).unload()
