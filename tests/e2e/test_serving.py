@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -137,6 +138,32 @@ def test_load_and_abuse_leave_nothing_behind(served: Served) -> None:
     assert seen.memory_info().rss < memory + 60_000_000  # it levels off at 40 MB, with 600 more requests
     assert metric(served.address, "neurofreeze_guard_events_total") - before >= 120  # each answer was judged
     assert httpx.get(f"{served.address}/health").status_code == 200
+
+
+def test_openais_own_client_reads_answers_streams_and_errors(served: Served) -> None:
+    def client(key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{served.address}/v1", api_key=key, max_retries=0)
+
+    own = client(TOKEN)
+    (model,) = own.models.list()
+    blocked = own.chat.completions.create(model=model.id, messages=[{"role": "user", "content": FORBIDDEN}])
+    assert str(blocked.choices[0].message.content).strip() == "No, I will not."
+    assert blocked.choices[0].finish_reason == "content_filter"
+    assert blocked.model_extra is not None
+    assert blocked.model_extra["neurofreeze"]["events"][0]["outcome"] == "blocked"
+    asked: Any = {"model": model.id, "messages": [{"role": "user", "content": f"{WORD} 5"}], "max_tokens": 7}
+    asked["temperature"] = 0
+    whole = own.chat.completions.create(**asked)
+    *chunks, last = own.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    assert last.usage == whole.usage
+    with pytest.raises(openai.AuthenticationError):
+        client("wrong").chat.completions.create(**asked)
+    with pytest.raises(openai.BadRequestError, match="n"):
+        own.chat.completions.create(**asked, n=2)
+    with pytest.raises(openai.NotFoundError, match="no such model"):
+        own.chat.completions.create(**{**asked, "model": "other"})
 
 
 def test_a_connection_that_asks_for_nothing_is_closed(served: Served) -> None:
