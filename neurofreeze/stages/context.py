@@ -95,7 +95,7 @@ class Run:
             "revision": c.revision,
             "origin": self.source.origin,
             "seed": c.seed,
-            "alignment": asdict(c.alignment),
+            "alignment": asdict(replace(c.alignment, training=_lasting(c.alignment.training))),
             "phrases": c.evaluation.phrases,
             "data": self.data.digests("alignment", "safety"),
         }
@@ -121,7 +121,7 @@ class Run:
         return {
             "start": settings_digest(start),
             "seed": c.seed,
-            "training": asdict(self.training(arm)),
+            "training": asdict(_lasting(self.training(arm), split=c.replays)),
             "data": self.data.digests(self.trained_on, *(["replay"] if c.replays else [])),
             **{name: asdict(getattr(c, name)) for name in ("replay", "anchor") if getattr(c, name).weight},
             **(self._hardening() if c.hardens else {}),
@@ -146,6 +146,16 @@ class Run:
         if missing:
             # One more for the copy that is being written.
             self.folder.require_space(size * (len(missing) + 2))
+
+
+def _lasting(training: TrainingConfig, split: bool = False) -> TrainingConfig:
+    """What of it may not change between one arm and the next, as between interruptions: see training.fitting.identity.
+
+    `split` says that the result depends on how a batch is split too.
+    """
+    found = replace(training, save_steps=0, check_every=0)
+    whole = training.batch_size * training.gradient_accumulation
+    return found if split else replace(found, batch_size=whole, gradient_accumulation=1)
 
 
 def parameters(folder: Path) -> int:

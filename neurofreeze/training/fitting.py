@@ -213,7 +213,8 @@ def identity(
     training["examples_a_step"] = training.pop("batch_size") * training.pop("gradient_accumulation")
     return Identity(
         {
-            "base": str(base.resolve()),
+            # Not where it is: a run folder may be moved with the checkpoint that its arms begin with.
+            "base": base.resolve().name,
             "files": stamps(base),
             **task.identity,
             "training": training,

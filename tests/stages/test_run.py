@@ -103,7 +103,8 @@ def test_a_second_run_reuses_every_stage(
     copied: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
-    assert neurofreeze("run", tiny_checkpoint, copied) == 0
+    split = ["training.batch_size=1", "training.gradient_accumulation=2"]  # of what did not fit into memory, say
+    assert neurofreeze("run", tiny_checkpoint, copied, *split) == 0
     out = capsys.readouterr().out
     stages = [path.stem for path in (copied / "stages").iterdir()]
     assert len(stages) == 11
@@ -118,7 +119,7 @@ def test_a_lost_arm_alone_is_trained_again_to_the_same_bits(
     copied: Path, finished: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(copied / "arms" / "safety")
-    assert neurofreeze("run", tiny_checkpoint, copied) == 0
+    assert neurofreeze("run", tiny_checkpoint, copied, "training.save_steps=2", "training.check_every=3") == 0
     out = capsys.readouterr().out
     assert "train-random: complete, reused" in out
     assert "train-safety: complete, reused" not in out

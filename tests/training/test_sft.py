@@ -308,19 +308,22 @@ def test_other_settings_are_refused_where_a_fine_tune_was_interrupted_until_they
 
 
 @pytest.mark.slow
-def test_how_often_it_is_saved_and_how_a_batch_is_split_may_change_meanwhile(
+def test_how_often_it_is_saved_how_a_batch_is_split_and_where_it_is_may_change_meanwhile(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
 ) -> None:
     def cut(done: int, total: int) -> None:
         if done == 2:
             raise RuntimeError("power cut")
 
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    base = Path(shutil.copytree(tiny_checkpoint, folder / "aligned"))
     with pytest.raises(RuntimeError, match="power cut"):
-        fine_tune(tiny_checkpoint, tmp_path / "out", examples, replace(CONFIG, save_steps=1), seed=0, progress=cut)
+        fine_tune(base, folder / "out", examples, replace(CONFIG, save_steps=1), seed=0, progress=cut)
+    folder.rename(moved)
     split = replace(CONFIG, batch_size=1, gradient_accumulation=2)
     seen: list[int] = []
     result = fine_tune(
-        tiny_checkpoint, tmp_path / "out", examples, split, seed=0, progress=lambda done, _: seen.append(done)
+        moved / "aligned", moved / "out", examples, split, seed=0, progress=lambda done, _: seen.append(done)
     )
     assert seen == [2, 3]
     whole = fine_tune(tiny_checkpoint, tmp_path / "whole", examples, CONFIG, seed=0)
