@@ -59,6 +59,11 @@ def test_the_number_has_the_largest_silhouette(standardize: bool, seed: int) -> 
     assert len({len(set(labels)) for labels in candidates}) == 5, "every K was a candidate"
 
 
+def test_of_equal_silhouettes_the_fewest_clusters_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurofreeze.methods.nest.clusters.silhouette_score", lambda *_: 0.5)
+    assert len(set(cluster(grouped([4, 4, 4])[0], most=5))) == 2
+
+
 def test_no_more_clusters_than_asked_for() -> None:
     profiles, _ = grouped([3, 3, 3, 3, 3])
     assert cluster(profiles, most=10).max() == 4
