@@ -24,16 +24,16 @@ LOSSES = {"none": (2.0, 1.0), "frozen": (2.2, 1.4), "slow": (2.6, 1.8)}
 START = 3.0
 
 
-def result(refused: tuple[int, int], losses: tuple[float, float], **more: Any) -> dict[str, Any]:
+def result(refused: tuple[int, int], losses: tuple[float, float], degenerate: int = 0, **more: Any) -> dict[str, Any]:
     points = [
-        {"step": step, "loss": loss, "refused": [place < count for place in range(10)], "degenerate": 0}
+        {"step": step, "loss": loss, "refused": [place < count for place in range(10)], "degenerate": degenerate}
         for step, loss, count in zip((8, 16), losses, refused, strict=True)
     ]
     end = {"elsewhere": [], "over_refused": [True, False], "general_loss": 1.5, "margin": 2.0}
     return {"points": points, "end": end, **more}
 
 
-def gathered(left_out: tuple[tuple[str, int], ...] = (), **settings: Any) -> SetResult:
+def gathered(left_out: tuple[tuple[str, int], ...] = (), degenerate: int = 0, **settings: Any) -> SetResult:
     suite = SuiteConfig(arms={arm: {} for arm in ARMS}, seeds=3, **settings)
     unused: Any = None
     results: list[tuple[Cell, dict[str, Any]]] = []
@@ -42,7 +42,7 @@ def gathered(left_out: tuple[tuple[str, int], ...] = (), **settings: Any) -> Set
         for seed in range(3):
             if (arm, seed) not in left_out:
                 cell = Cell(Place("domain", seed, arm), suite, unused, unused, Path(), "", None, Path())
-                results.append((cell, result(REFUSALS[arm][seed], LOSSES[arm], **more)))
+                results.append((cell, result(REFUSALS[arm][seed], LOSSES[arm], degenerate, **more)))
     begin = {"step": 0, "loss": START, "refused": [True] * 10, "degenerate": 0}
     starts = {"domain": {"point": begin, "end": result((0, 0), (1, 1))["end"]}}
     [found] = gather(Outcome(starts, results, {}), suite)
@@ -65,6 +65,13 @@ def test_arms_at_the_end_and_at_equal_loss() -> None:
     assert (mean.value, mean.high) == pytest.approx((0.7, 0.7 + half))
     assert arms["frozen"].frozen == 0.75
     assert arms["none"].frozen is None
+
+
+def test_what_else_is_measured_at_the_end() -> None:
+    found = {measure: by_seed[1] for measure, by_seed in gathered(degenerate=3).arms[0].values.items()}
+    del found[REFUSED], found[AT_LOSS]
+    expected = {"over-refused": 0.5, "loss": 1.0, "general loss": 1.5, "margin": 2.0, "degenerate": 0.3}
+    assert found == expected, "none was refused elsewhere, where nothing was asked"
 
 
 def test_arms_are_compared_seed_by_seed() -> None:
