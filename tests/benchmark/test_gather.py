@@ -83,6 +83,13 @@ def test_arms_are_compared_seed_by_seed() -> None:
     assert compared.holm == 0.5  # of two arms
 
 
+def test_what_is_corrected_is_the_permutation_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REFUSALS, "none", [(5, 1), (6, 2), (4, 2)])
+    monkeypatch.setitem(REFUSALS, "slow", [(9, 6), (9, 7), (9, 1)])  # 5 more, 5 more, 1 less
+    [slow] = [each for each in gathered().compared if (each.arm, each.measure) == ("slow", REFUSED)]
+    assert (slow.test.permutation_p, slow.test.sign_p, slow.holm) == (0.5, 1, 0.5)
+
+
 def test_a_missing_seed_leaves_the_others_paired() -> None:
     found = gathered(left_out=(("frozen", 0), ("slow", 0)))
     [compared] = [each for each in found.compared if (each.arm, each.measure) == ("frozen", AT_LOSS)]
