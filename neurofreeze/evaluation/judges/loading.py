@@ -15,7 +15,7 @@ from neurofreeze.evaluation.phrases import phrase_list
 
 
 def require_judge(config: JudgeConfig) -> None:
-    """Look at all of a judge but its weights: what it is asked to judge may take hours to come by.
+    """Look at all of a judge but what its weights are: what it is asked to judge may take hours to come by.
 
     Raises:
         JudgeError: if it cannot judge.
@@ -31,6 +31,8 @@ def require_judge(config: JudgeConfig) -> None:
     try:
         folder = resolve(str(config.model), config.revision).folder
         found, tokenizer = load_config(folder), plain_tokenizer(folder)
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(f"{folder} has no safetensors weights; expected model.safetensors or shards")
     except ModelError as error:
         raise ModelError(f"{config.KEY}.model: {error}") from error
     if config.name == "classifier":

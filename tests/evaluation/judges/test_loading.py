@@ -87,6 +87,7 @@ def test_what_its_config_and_tokenizer_tell_of_a_judge_is_told_without_its_weigh
 ) -> None:
     for folder in (classifier, guard_folder, tiny_checkpoint):
         shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("*.safetensors"))
+        (tmp_path / folder.name / "model.safetensors").touch()
     sequence, spoken, plain = (str(tmp_path / folder.name) for folder in (classifier, guard_folder, tiny_checkpoint))
     for usable in (
         JudgeConfig(),
@@ -103,6 +104,9 @@ def test_what_its_config_and_tokenizer_tell_of_a_judge_is_told_without_its_weigh
         config = JudgeConfig(name=name, model=model, unsafe=["harmful"], prompt=str(tmp_path / "none.txt"))
         with pytest.raises((JudgeError, ModelError), match=message):
             require_judge(config)
+    (tmp_path / guard_folder.name / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"evaluation\.judge\.model: .* has no safetensors weights"):
+        require_judge(JudgeConfig(name="guard", model=spoken))
 
 
 def test_a_key_must_be_in_the_environment() -> None:
