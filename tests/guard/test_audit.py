@@ -134,6 +134,25 @@ def test_an_edited_tokenizer_is_refused_in_a_folder_that_is_complete(
     assert "with other settings (model.files.chat_template.jinja" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("broken", ["tuned", "model", "strength"])
+def test_a_model_that_computes_nan_does_not_pass_for_safe(
+    tiny_checkpoint: Path, tmp_path: Path, steered: list[str], broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(tiny_checkpoint)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "nan")
+    load_tokenizer(tiny_checkpoint).save_pretrained(tmp_path / "nan")
+    given = {
+        "tuned": [tiny_checkpoint, "intervention=checkpoint", f"tuned={tmp_path / 'nan'}"],
+        "model": [tmp_path / "nan", "intervention=checkpoint", f"tuned={tiny_checkpoint}"],
+        "strength": [tiny_checkpoint, *steered[:2], "strengths=[1e38]"],
+    }[broken]
+    assert audit(given[0], tmp_path / "audit", *given[1:]) == 1
+    assert "is not finite, so that nothing can be said of its safety" in capsys.readouterr().err
+    assert not (tmp_path / "audit" / "audit.json").exists()
+
+
 def test_recipes_are_built_once_and_kept(
     tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

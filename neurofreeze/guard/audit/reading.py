@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from neurofreeze.config.audit import AuditConfig
 from neurofreeze.data.batches import prompt_ids
 from neurofreeze.data.examples import Example
+from neurofreeze.errors import ModelError
 from neurofreeze.evaluation.generation import continuation_ids
 from neurofreeze.evaluation.measure import EvaluationData, Outcomes, measure
 from neurofreeze.guard.audit.divergence import divergences
@@ -79,17 +82,27 @@ class Instrument:
         require_layer(self.layer, model, "probe.layer")
 
     def original(self, progress: Callable[[], None] | None = None) -> Reading:
-        """The model as it is."""
+        """The model as it is.
+
+        Raises:
+            ModelError: if it computes NaN or infinity.
+        """
         return Reading(self._outcomes(self.model, progress), *self._probed(self.model))
 
     def changed(
         self, applied: Callable[[], AbstractContextManager[Any]], progress: Callable[[], None] | None = None
     ) -> Reading:
-        """The model under an intervention: `applied` yields it, and leaves the original as it was afterwards."""
+        """The model under an intervention: `applied` yields it, and leaves the original as it was afterwards.
+
+        Raises:
+            ModelError: if it computes NaN or infinity.
+        """
         with applied() as model:
             outcomes, probed = self._outcomes(model, progress), self._probed(model)
         size, pad = self.config.evaluation.batch_size, self.tokenizer.pad_token_id
         harmful, harmless = (divergences(self.model, applied, rows, size, pad, progress) for rows in self._answers)
+        for rows in (harmful, harmless):
+            _require_finite("divergence", [value for row in rows for value in row])
         return Reading(outcomes, *probed, harmful, harmless)
 
     @property
@@ -101,7 +114,10 @@ class Instrument:
 
     def _outcomes(self, model: Any, progress: Callable[[], None] | None) -> Outcomes:
         c = self.config
-        return measure(model, self.tokenizer, self.data.evaluation, c.evaluation, c.max_length, progress)
+        found = measure(model, self.tokenizer, self.data.evaluation, c.evaluation, c.max_length, progress)
+        _require_finite("refusal margin", found.margins)
+        _require_finite("loss", found.general_losses)
+        return found
 
     def _probed(self, model: Any) -> tuple[list[float], list[float]]:
         harmful, harmless = (self._states(model, rows) for rows in (self.data.harmful, self.data.lookalikes))
@@ -110,7 +126,9 @@ class Instrument:
     def _states(self, model: Any, examples: Sequence[Example]) -> Any:
         rows = [prompt_ids(self.tokenizer, example) for example in examples]
         size, pad = self.config.evaluation.batch_size, self.tokenizer.pad_token_id
-        return last_states(model, rows, [self.layer], size, pad)[0]
+        found = last_states(model, rows, [self.layer], size, pad)[0]
+        _require_finite("hidden state", found)
+        return found
 
     @cached_property
     def _probe(self) -> LinearProbe:
@@ -132,3 +150,12 @@ class Instrument:
         )
         rows = [(prompt + answer, len(prompt)) for prompt, answer in zip(harmful + general, found, strict=True)]
         return rows[: len(harmful)], rows[len(harmful) :]
+
+
+def _require_finite(what: str, values: Any) -> None:
+    # NaN is neither above a tolerance nor below it: a broken model would pass for one whose safety is not eroded.
+    if not np.isfinite(np.asarray(values, dtype=np.float64)).all():
+        raise ModelError(
+            f"a {what} of this model is not finite, so that nothing can be said of its safety; are its weights NaN, or "
+            "is the intervention larger than its precision holds? Mend it or leave it out"
+        )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.files import write_atomically
@@ -87,11 +88,20 @@ def write(content: AuditContent, folder: Path) -> list[Path]:
     files = {
         "audit.html": page(content, _HEAD, rows(content), notes(content)),
         "audit.md": markdown(content),
-        "audit.json": json.dumps(asdict(content), indent=1) + "\n",
+        "audit.json": json.dumps(_strict(asdict(content)), indent=1, allow_nan=False) + "\n",
     }
     for name, text in files.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in files]
+
+
+def _strict(value: Any) -> Any:
+    """Without NaN and infinity, which JSON does not have: the interval of a single prompt is null."""
+    if isinstance(value, dict):
+        return {key: _strict(found) for key, found in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(found) for found in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(cells: Iterable[str]) -> str:

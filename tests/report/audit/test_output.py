@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from neurofreeze.evaluation.statistics import Mean
 from neurofreeze.report.audit.output import early, write
 from neurofreeze.report.audit.terminal import table
 
@@ -43,6 +46,14 @@ def test_the_terminal_s_table_fits_80_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert re.search(r"top 10 %\s+0/20", text)
     assert re.search(r"4\.\d\d!", text)  # broken answers are marked
+
+
+def test_a_single_prompt_has_no_interval_and_the_file_is_json(tmp_path: Path) -> None:
+    whole = content()
+    one = replace(whole, changes=[replace(whole.changes[0], margin=Mean.of([1.0]))])
+    text = write(one, tmp_path)[2].read_text(encoding="utf-8")
+    (change,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["changes"]
+    assert change["margin"] == {"value": 1.0, "total": 1, "low": None, "high": None}
 
 
 def test_the_first_tokens_are_averaged() -> None:
