@@ -11,7 +11,7 @@ from neurofreeze.config.schema import EvaluationConfig
 from neurofreeze.data import read
 from neurofreeze.evaluation.generation import is_degenerate, openings
 from neurofreeze.evaluation.likelihood import losses, refusal_margins
-from neurofreeze.evaluation.measure import EvaluationData, measure
+from neurofreeze.evaluation.measure import EvaluationData, Part, gathered, measure
 from neurofreeze.evaluation.phrases import STRICT_OPENING
 
 DATA = EvaluationData(
@@ -88,3 +88,20 @@ def test_measuring_twice_gives_the_same(tiny_model: Any, tiny_tokenizer: Any) ->
     first = measure(tiny_model.train(), tiny_tokenizer, DATA, CONFIG, None)
     assert first == measure(tiny_model, tiny_tokenizer, DATA, CONFIG, None)
     assert not tiny_model.training
+
+
+def test_values_find_their_prompts_whatever_the_order_of_the_parts() -> None:
+    data = EvaluationData(DATA.harmful[:3], DATA.lookalikes[:1], DATA.domain[:2], DATA.general[:1])
+    parts = [
+        (Part("lookalikes", [0]), [[True, False, "d"]]),
+        (Part("harmful", [2, 0]), [[False, True, "c"], [True, True, "a"]]),
+        (Part("domain", [1, 0]), [None, 2.0]),
+        (Part("margins", [1, 2, 0]), [-2.0, -3.0, -1.0]),
+        (Part("harmful", [1]), [[True, False, "b"]]),
+        (Part("general", [0]), [1.0]),
+    ]
+    for order in (parts, parts[::-1]):
+        found = gathered(data, order)
+        assert (found.refused, found.over_refused) == ([True, True, False], [True])
+        assert (found.degenerate, found.opening_words) == ([True, False, True, False], ["a", "b", "c", "d"])
+        assert (found.margins, found.domain_losses, found.general_losses) == ([-1.0, -2.0, -3.0], [2.0], [1.0])
