@@ -10,9 +10,11 @@ from transformers import TrainingArguments
 
 from neurofreeze.config.schema import TrainingConfig
 from neurofreeze.distributed import world_size
+from neurofreeze.errors import RunError
 from neurofreeze.training.backends import ONE_PROCESS, Backend
 
 TrlConfig = TypeVar("TrlConfig", bound=TrainingArguments)
+_WRITER = "inline_container"  # where torch notices that less was written than it gave, whatever the reason
 
 
 class Guarded:
@@ -32,6 +34,19 @@ class Guarded:
         found = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
         self.backend.require(self)
         return found
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        except RuntimeError as error:
+            if _WRITER not in str(error):
+                raise
+            trainer: Any = self
+            raise RunError(
+                f"the checkpoint of step {trainer.state.global_step} could not be written to "
+                f"{trainer.args.output_dir}: most likely the disk or your quota is full; free some space and run the "
+                "same command again, it goes on from the checkpoint before"
+            ) from error
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer looks at the step count after a step only: from the checkpoint of the last one, within an epoch, it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import resource
 import shutil
 import signal
 from dataclasses import replace
@@ -201,6 +202,18 @@ def test_a_fine_tune_goes_on_from_its_last_checkpoint_to_the_same_bits(
     assert [step for step, _ in result.losses] == [1, 2, 3]
     first, second = ((folder / "model.safetensors").read_bytes() for folder in (tuned[0], tmp_path / "out"))
     assert first == second
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_is_told(
+    tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, before[1]))  # bytes: the model fits, the optimizer does not
+    try:
+        with pytest.raises(RunError, match=r"step 1 could not be written .* the disk or your quota is full"):
+            fine_tune(tiny_checkpoint, tmp_path / "out", examples, replace(CONFIG, save_steps=1), seed=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.slow
