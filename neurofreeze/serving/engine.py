@@ -66,7 +66,8 @@ class Engine:
             GuardError, JudgeError: if the guard cannot judge; no answer is given then.
         """
         tokenizer, sampling = self.chain.tokenizer, jobs[0].sampling
-        rows = Rows([Row(job, partial(Answer, tokenizer, self._ends, job.limit, job.stop)) for job in jobs])
+        judged = bool(self.chain.filters)
+        rows = Rows([Row(job, partial(Answer, tokenizer, self._ends, job.limit, job.stop), judged) for job in jobs])
         prompts = {"input_ids": [job.prompt for job in jobs]}
         batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(self.chain.model.device)
         self._rows, self._reading = list(rows.rows), True

@@ -21,6 +21,7 @@ class Row:
     Args:
         job: see there.
         make: an answer of this job, from its beginning.
+        judged: filters look at the answer once the whole batch is there, so that nobody is told before that it is over.
 
     Attributes:
         generated: the answer as the model writes it; what is given may lag behind it, or be another.
@@ -29,8 +30,8 @@ class Row:
         over: whether the caller has been told all.
     """
 
-    def __init__(self, job: Job, make: Callable[[], Answer]) -> None:
-        self.job = job
+    def __init__(self, job: Job, make: Callable[[], Answer], judged: bool = False) -> None:
+        self.job, self.judged = job, judged
         self.generated, self.given = make(), make()
         self.dropped = self.over = False
         self.events: list[Event] = []
@@ -38,8 +39,9 @@ class Row:
     def put(self, token: int) -> None:
         """A token that nothing can take back any more."""
         if self.dropped or self.given.ending is not None:
-            # Only now: a guard tells of a row in the step after the row's last.
-            self.finish()
+            # Only now: a gate tells of a row in the step after the row's last.
+            if self.dropped or not self.judged:
+                self.finish()
         elif text := self.given.add(token):
             self.job.begun = True
             self.job.send(Piece(text))

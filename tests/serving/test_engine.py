@@ -107,6 +107,22 @@ def test_rows_end_in_their_own_time(plain: Engine, model: Any, tiny_tokenizer: A
     assert late[-1].error.status == 504
 
 
+def test_who_ends_first_hears_what_a_flagging_filter_found(model: Any, tiny_tokenizer: Any) -> None:
+    class Short:
+        label = "short"
+
+        def judge(self, requests: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+            return [Verdict.UNSAFE if len(answer) < 20 else Verdict.SAFE for answer in answers]
+
+    engine = Engine(Chain(model, tiny_tokenizer, filters=[Filter(Short(), "flag")]))
+    jobs = [{"prompt": PROMPTS[0], "limit": 3}, {"prompt": PROMPTS[1], "limit": 20}]
+    together = answers(engine, *jobs)
+    alone = [answers(engine, job)[0] for job in jobs]
+    assert [replies.end.events for replies in together] == [replies.end.events for replies in alone]
+    assert [replies.end.events[0]["outcome"] for replies in together] == ["flagged", "passed"]
+    assert len(together[0]) > 2  # and its text has not waited
+
+
 def test_a_batch_runs_no_longer_than_its_rows_need(plain: Engine, model: Any) -> None:
     passes: list[int] = []
     handle = model.register_forward_hook(lambda *_: passes.append(1))
