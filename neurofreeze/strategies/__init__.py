@@ -25,6 +25,7 @@ from neurofreeze.strategies.scores import NeuronScores
 from neurofreeze.strategies.sn_tune import SNTune
 from neurofreeze.strategies.snip import Snip
 from neurofreeze.strategies.wanda import Wanda
+from neurofreeze.strategies.weights import require_full_precision
 from neurofreeze.strategies.wifv import WIFV
 
 __all__ = ["STRATEGIES", "WIFV", "ForwardStrategy", "NeuronScores", "OwnRun", "Strategy", "select", "select_all"]
@@ -98,9 +99,13 @@ def select_all(
         keep: leave the folder as it is when the scores are there, for a caller who has more to do before it removes it.
 
     Raises:
+        ConfigError: if a strategy reads weights that are quantized.
         DataError: if a calibration set is empty, or the tokenizer has no chat template.
     """
     neuron_map = NeuronMap.of(model, granularity)
+    for strategy in strategies:
+        if getattr(strategy, "reads_weights", False):
+            require_full_precision(model, neuron_map, strategy.name)
     given = examples if isinstance(examples, Mapping) else {"safety": examples}
     sets: dict[str, Any] = {
         name: list(batches(tokenizer, given[name], batch_size, max_length)) for name in _needed(strategies, given)

@@ -57,6 +57,7 @@ class Snip:
     average: Average = "example"
     name: str = "snip"
     sets: ClassVar[tuple[str, ...]] = ("safety",)
+    reads_weights: ClassVar[bool] = True  # which must not be quantized
 
     def __post_init__(self) -> None:
         require_one_of("average", self.average, Average)

@@ -51,6 +51,7 @@ class Wanda:
     positions: Positions = "response"
     name: str = "wanda"
     sets: ClassVar[tuple[str, ...]] = ("safety",)
+    reads_weights: ClassVar[bool] = True  # which must not be quantized
 
     def __post_init__(self) -> None:
         require_one_of("positions", self.positions, Positions)

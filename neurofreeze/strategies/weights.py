@@ -9,7 +9,8 @@ import torch
 from accelerate.utils import align_module_device
 from torch.distributed.tensor import DTensor
 
-from neurofreeze.neurons import canonical_name
+from neurofreeze.errors import ConfigError
+from neurofreeze.neurons import NeuronMap, canonical_name
 
 
 class Offloaded(NamedTuple):
@@ -20,6 +21,18 @@ class Offloaded(NamedTuple):
 
 
 Weight: TypeAlias = torch.nn.Parameter | Offloaded
+
+
+def require_full_precision(model: Any, neuron_map: NeuronMap, strategy: str) -> None:
+    """Raise ConfigError if neurons of the model have quantized weights, which are codes without their scales."""
+    wanted = {member.parameter for member in neuron_map.members()}
+    for name, parameter in model.named_parameters():
+        coded = hasattr(parameter, "quant_state") or not parameter.is_floating_point() or parameter.element_size() < 2
+        if coded and canonical_name(name) in wanted:
+            raise ConfigError(
+                f"strategy {strategy!r} reads weights, and those of {canonical_name(name)} are quantized; load the "
+                "model in full precision, or use a strategy that reads activations alone, such as 'contrast' or 'probe'"
+            )
 
 
 def parameters(model: Any) -> dict[str, Weight]:

@@ -43,6 +43,7 @@ class WIFV:
     standardize: bool = True
     name: str = "wifv"
     sets: ClassVar[tuple[str, ...]] = ("safety",)
+    reads_weights: ClassVar[bool] = True  # which must not be quantized
 
     def __post_init__(self) -> None:
         require_switch("standardize", self.standardize)
