@@ -72,7 +72,6 @@ def _reference(
     import numpy as np
 
     from neurofreeze.data import read
-    from neurofreeze.data.batches import template_record
     from neurofreeze.data.splits import require_disjoint
     from neurofreeze.guard.monitor.calibrating import calibrate
     from neurofreeze.guard.monitor.reference import Reference
@@ -83,12 +82,7 @@ def _reference(
         if config.calibrate or config.mask:
             say(f"{config.reference} holds a reference already, which is used; remove it to make another")
         reference = Reference.from_pretrained(config.reference, model=model, other_weights=config.other_weights)
-        expected, found = reference.made_of.get("chat_template"), template_record(tokenizer)
-        if expected not in (None, found):
-            raise ConfigError(
-                f"the reference was made with the chat template {expected}, the tokenizer has {found}; make another, "
-                "or use that template"
-            )
+        reference.require_template(tokenizer)
         return reference
     calibration = read(str(config.calibrate), responses=False)
     require_disjoint({"calibrate": calibration, "prompts": stream})

@@ -22,12 +22,12 @@ def load_guarded(config: ServedConfig) -> tuple[Chain, Monitor | None]:
         ModelError: if a model cannot be found or loaded.
         GuardError: if a gate is for another model.
         JudgeError: if a filter's judge cannot judge.
-        DataError, MaskError: if the monitor's reference is malformed or for another model.
+        DataError, MaskError: if the monitor's reference is malformed, or for another model or chat template.
     """
     quiet_transformers()
     folder = resolve(config.model, config.revision).folder
     model, tokenizer = load_model(folder).eval(), load_tokenizer(folder)
-    return load_chain(config.guard, model, tokenizer), _monitor(config, model)
+    return load_chain(config.guard, model, tokenizer), _monitor(config, model, tokenizer)
 
 
 def guarded_by(chain: Chain, monitor: Monitor | None) -> str:
@@ -38,10 +38,11 @@ def guarded_by(chain: Chain, monitor: Monitor | None) -> str:
     return "; ".join([*gates, *filters, *watched]) or "nothing: the model answers as it is"
 
 
-def _monitor(config: ServedConfig, model: Any) -> Monitor | None:
+def _monitor(config: ServedConfig, model: Any, tokenizer: Any) -> Monitor | None:
     if config.reference is None:
         return None
     from neurofreeze.guard.monitor import Monitor, Reference
 
     reference = Reference.from_pretrained(config.reference, model=model, other_weights=config.guard.other_weights)
+    reference.require_template(tokenizer)
     return Monitor(reference, config.detection)

@@ -25,7 +25,7 @@ class Drift:
         false_alarm_rate: of the prompts that count as past the threshold before training.
 
     Raises:
-        DataError: if the reference has too few held-out prompts for that rate.
+        DataError: if the reference has too few held-out prompts for that rate, or is of another chat template.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Drift:
         batch_size: int = 16,
         false_alarm_rate: float = 0.05,
     ) -> None:
+        reference.require_template(tokenizer)
         self.reference = reference
         self.examples = examples
         self.tokenizer = tokenizer

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from neurofreeze.data.batches import template_record
 from neurofreeze.errors import DataError
 from neurofreeze.guard.monitor.pooling import Pooling
 from neurofreeze.mask import NeuronMask
@@ -105,6 +106,15 @@ class Reference:
         """Squared Mahalanobis distances z' P z, float64 [prompts]; above 0, so that they have logarithms."""
         found = np.einsum("ni,ij,nj->n", standardized, self.precision, standardized, optimize=True)
         return np.maximum(found, _TINY)
+
+    def require_template(self, tokenizer: Any) -> None:
+        """Raise DataError if the tokenizer puts conversations otherwise than the reference's prompts were put."""
+        expected, found = self.made_of.get("chat_template"), template_record(tokenizer)
+        if expected not in (None, found):
+            raise DataError(
+                f"the reference was made with the chat template {expected}, the tokenizer has {found}; make another, "
+                "or use that template"
+            )
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the mask's files, reference.safetensors and reference.json into `folder`."""

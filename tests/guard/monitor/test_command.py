@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 from neurofreeze.cli import main
 from neurofreeze.data import read
+from neurofreeze.errors import DataError
+from neurofreeze.guard.monitor import Reference
+from neurofreeze.guard.monitor.drift import Drift
 from neurofreeze.mask import NeuronMask
-from neurofreeze.models.load import load_config
+from neurofreeze.models.load import load_config, load_tokenizer
 from neurofreeze.neurons import NeuronMap
 from tests.tracking.test_tensorboard import scalars
 
@@ -102,6 +106,23 @@ def test_what_cannot_come_to_anything_is_refused_before_anything_is_made(
     assert "calibrating" not in found.out
     assert not (folder / "other").exists()
     assert not (folder / "other.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", ["monitor", "chat", "drift"])
+def test_another_chat_template_is_refused_wherever_prompts_are_watched(
+    made: list[str], folder: Path, tiny_checkpoint: Path, tmp_path: Path, command: str, capsys: Any
+) -> None:
+    model = Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+    template = model / "chat_template.jinja"
+    template.write_text(f"Be kind. {template.read_text(encoding='utf-8')}", encoding="utf-8")
+    message = "the reference was made with the chat template"
+    if command == "drift":
+        with pytest.raises(DataError, match=message):
+            Drift(Reference.from_pretrained(folder / "reference"), [], load_tokenizer(model))
+    else:
+        given = made[1:] if command == "monitor" else [f"reference={folder / 'reference'}"]
+        assert main([command, f"model={model}", *given, *DETECTION]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_no_reference_and_nothing_to_make_it_of(made: list[str], capsys: Any) -> None:
