@@ -206,7 +206,7 @@ class Gate:
             on_event: see the class.
 
         Raises:
-            GuardError: if a file is missing, changed or malformed, or the gate is for another model.
+            GuardError: if a file is missing, changed or malformed, or the gate is for another model or chat template.
             ModelError: if the expert cannot be found or loaded.
         """
         from neurofreeze.guard import gate_file

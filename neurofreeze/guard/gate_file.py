@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurofreeze._version import __version__
-from neurofreeze.errors import GuardError, NeuroFreezeWarning
+from neurofreeze.data.batches import template_record
+from neurofreeze.errors import DataError, GuardError, NeuroFreezeWarning
 from neurofreeze.files import read_json_file, write_atomically
 from neurofreeze.guard.calibration import Calibration
 from neurofreeze.guard.events import OnEvent
@@ -54,7 +55,7 @@ def save(gate: Gate, folder: Path) -> Path:
         "steps": gate.steps,
         "threshold": gate.threshold,
         "calibration": None if gate.calibration is None else gate.calibration.as_json(),
-        "model": identity(gate.model),
+        "model": {**identity(gate.model), "chat_template": _template(gate.tokenizer)},
         "expert": None if gate.expert is None else identity(gate.expert),
     }
     write_atomically(folder / WEIGHTS, weights)
@@ -69,6 +70,7 @@ def load(folder: Path, model: Any, tokenizer: Any, expert: Any, other_weights: b
     config = read_config(folder)
     found = identity(model)
     require_same(found, config["model"], "model", other_weights)
+    _require_template(config["model"].get("chat_template"), tokenizer)
     if found["fingerprint"] != config["model"].get("fingerprint"):
         warnings.warn(
             f"{folder} was calibrated on other weights than this model's; its false-positive rate is not known here",
@@ -122,6 +124,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     if found["threshold"] is not None and not abs(found["threshold"]) <= sys.float_info.max:
         raise GuardError(f"field 'threshold' in {path} is {found['threshold']}; expected a finite number or null")
     return found
+
+
+def _template(tokenizer: Any) -> dict[str, Any] | None:
+    """Which chat template prompts were put through; None of a tokenizer without one."""
+    try:
+        return template_record(tokenizer)
+    except DataError:
+        return None
+
+
+def _require_template(expected: Any, tokenizer: Any) -> None:
+    found = _template(tokenizer)
+    if expected not in (None, found):
+        raise GuardError(
+            f"the gate was made with the chat template {expected}, the tokenizer has {found}: its threshold is of "
+            "other tokens. Use that template, or calibrate a gate for this one"
+        )
 
 
 def _tensors(path: Path, sha256: str) -> dict[str, Any]:

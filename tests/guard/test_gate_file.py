@@ -123,6 +123,14 @@ def test_a_gate_for_another_model_is_refused(gated: Any, tiny_tokenizer: Any, fo
     gate.generate(**batch(tiny_tokenizer))
 
 
+def test_a_gate_for_another_chat_template_is_refused(gated: Any, tiny_tokenizer: Any, folder: Path) -> None:
+    other = copy.deepcopy(tiny_tokenizer)
+    other.chat_template = f"Be kind. {other.chat_template}"
+    with pytest.raises(GuardError, match="the gate was made with the chat template"):
+        load(folder, gated, other)
+    load(folder, gated, copy.deepcopy(tiny_tokenizer))
+
+
 def test_the_expert_must_be_the_gates_own(
     gates: list[Any], gated: Any, tiny_tokenizer: Any, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
