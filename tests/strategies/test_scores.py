@@ -44,6 +44,23 @@ def test_top_takes_the_highest_of_all_layers_together() -> None:
         assert min(chosen) > max(left)
 
 
+def test_above_does_not_take_what_equals_the_threshold() -> None:
+    high = np.zeros(70, dtype=np.float32)
+    high[[3, 5]] = 1, 2
+    bits = scores(**{"layers.0.mlp": high}).above(1).bits["layers.0.mlp"]
+    assert np.flatnonzero(bits).tolist() == [5]
+
+
+def test_standardized_scores_have_mean_0_and_deviation_1_at_every_site() -> None:
+    shifted = {name: 5 + 3 * values for name, values in scores().values.items()}
+    found = scores(**shifted).standardized()
+    for name, values in scores().values.items():
+        z = (values - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
+        np.testing.assert_allclose(found.values[name], z, rtol=1e-5, atol=1e-5)
+    constant = scores(**{"layers.0.mlp": np.full(70, 4, dtype=np.float32)}).standardized()
+    assert not constant.values["layers.0.mlp"].any()
+
+
 def test_heads_do_not_compete_with_mlp_neurons() -> None:
     high = {name: np.full(70, 100, dtype=np.float32) for name in SITES if name.endswith("mlp")}
     bits = scores(**high).top(0.5).bits
