@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -32,7 +33,7 @@ class LimitsConfig:
 
     def __post_init__(self) -> None:
         for name, found in vars(self).items():
-            check(found > 0, f"limits.{name}", found, "a positive number")
+            check(0 < found < math.inf, f"limits.{name}", found, "a positive number")
         known = f"at most limits.max_tokens, {self.max_tokens}"
         check(self.default_tokens <= self.max_tokens, "limits.default_tokens", self.default_tokens, known)
 

@@ -128,6 +128,7 @@ def test_the_command_reads_what_is_no_text(
         (["serve", "model=m", "host=0.0.0.0"], "host is '0.0.0.0'; expected 127.0.0.1"),
         (["serve", "model=m", "token_env=NOT_SET"], "token_env is 'no such name'"),
         (["serve", "model=m", "limits.streams=0"], "limits.streams is 0"),
+        (["serve", "model=m", "limits.grace=inf"], "limits.grace is inf"),
         (["chat", "model=m", "temperature=3"], "temperature is 3.0"),
         (["chat", "model=m", f"seed={2**63}"], "seed is 9223372036854775808; expected a number from 0"),
         (["serve"], "model"),
