@@ -24,7 +24,8 @@ def work(run: Run, _: str) -> int:
     from neurofreeze.stages import align, train
 
     if not set(run.config.arms) <= set(UNFROZEN_ARMS):
-        first_rank(lambda: run.folder.required("select", "select"))  # before minutes go into the arm that needs no mask
+        # Before minutes go into the arm that needs no mask.
+        first_rank(lambda: run.folder.required("select", "select", run.select_settings()))
     align.run(run)
     for arm in run.config.arms:
         train.run(run, arm)

@@ -8,6 +8,7 @@ from typing import Any
 
 from neurofreeze.checkpoints import stamps
 from neurofreeze.console import say, stage
+from neurofreeze.distributed import first_rank
 from neurofreeze.evaluation.measure import EvaluationData, Outcomes, Part, gathered, plan, values
 from neurofreeze.evaluation.sharing import shared
 from neurofreeze.evaluation.statistics import Rate
@@ -23,15 +24,8 @@ def run(run: Run, name: str) -> None:
     """Evaluate the start ("start") or an arm."""
     c = run.config
     if name != START:
-        run.folder.required(f"train-{name}", "train")
-    of = run.align_settings() if name == START else run.train_settings(name)
-    settings = {
-        "model": settings_digest(of),
-        "aligned": run.start == run.aligned,
-        "evaluation": {key: value for key, value in asdict(c.evaluation).items() if key not in judge.SETTINGS},
-        "max_length": c.training.max_length,
-        "data": run.data.digests("harmful", "lookalikes", "holdout", "general"),
-    }
+        first_rank(lambda: run.folder.required(f"train-{name}", "train", run.train_settings(name)))
+    settings = _settings(run, name)
     run.folder.run(f"evaluate-{name}", settings, lambda: _evaluate(run, name, settings), together=True)
     if judge.asked_for(c.evaluation):
         judge.run(run, name, run.start if name == START else run.arm(name), settings)
@@ -41,7 +35,20 @@ def run(run: Run, name: str) -> None:
 
 def outcomes(run: Run, name: str) -> Outcomes:
     """What evaluation of a checkpoint found, prompt by prompt."""
-    return Outcomes(**run.folder.required(f"evaluate-{name}", "evaluate"))
+    return Outcomes(**run.folder.required(f"evaluate-{name}", "evaluate", _settings(run, name)))
+
+
+def _settings(run: Run, name: str) -> dict[str, Any]:
+    """What the outcomes depend on."""
+    c = run.config
+    of = run.align_settings() if name == START else run.train_settings(name)
+    return {
+        "model": settings_digest(of),
+        "aligned": run.start == run.aligned,
+        "evaluation": {key: value for key, value in asdict(c.evaluation).items() if key not in judge.SETTINGS},
+        "max_length": c.training.max_length,
+        "data": run.data.digests("harmful", "lookalikes", "holdout", "general"),
+    }
 
 
 def _evaluate(run: Run, name: str, settings: dict[str, Any]) -> dict[str, Any]:

@@ -135,15 +135,26 @@ class RunFolder:
         """Where a stage that goes on after an interruption keeps what is done, until it is complete."""
         return self._path(stage).with_suffix(".unfinished")
 
-    def required(self, stage: str, command: str) -> dict[str, Any]:
+    def required(self, stage: str, command: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """What a stage left.
 
+        Args:
+            stage: its name.
+            command: that completes it.
+            settings: what it must have been completed with; None for whatever it was.
+
         Raises:
-            RunError: if it is not complete, naming the command that completes it.
+            RunError: if it is not complete, or with other settings, naming the command that completes it.
         """
         result = self.result(stage)
         if result is None:
             raise RunError(f"{self.path} has no complete {stage} stage; run `neurofreeze {command}` first")
+        found = settings if stage in self._told else self.settings(stage)  # rank 0 has looked, to tell it
+        if settings is not None and found != settings:
+            raise RunError(
+                f"{self.path} holds {stage} with other settings ({difference(found or {}, settings)}); give those it "
+                f"was made with, or make it anew first with `neurofreeze {command}` and overwrite=true"
+            )
         return result
 
     def attempt(self, stage: str, arm: str | None = None) -> Callable[[dict[str, Any]], None]:

@@ -40,7 +40,7 @@ def select(run: Run) -> None:
 def train(run: Run, arm: str) -> None:
     """Train one arm into arms/<arm>, an ordinary checkpoint with its updates or adapters folded in."""
     if arm == ARM:
-        run.folder.required("select", "select")
+        first_rank(lambda: run.folder.required("select", "select", run.select_settings()))
     with run.signals.deferred():
         run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm), together=True)
 

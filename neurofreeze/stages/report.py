@@ -22,7 +22,7 @@ from neurofreeze.models.load import load_config
 from neurofreeze.neurons import NeuronMap
 from neurofreeze.report.content import Arm, Comparison, Content, DataSource, Judged, Measurements, Pruning, Site
 from neurofreeze.report.html import write_report
-from neurofreeze.stages import evaluate, group_pruning, judge, migration, robustness, validate
+from neurofreeze.stages import evaluate, group_pruning, judge, migration, robustness, validate, verify
 from neurofreeze.stages.context import Run
 from neurofreeze.stages.datasets import holdout_source
 from neurofreeze.stages.select import GROUPS_FILE, searched
@@ -56,15 +56,16 @@ def gather(run: Run, config_yaml: str) -> Content:
     from safetensors.numpy import load_file
 
     c = run.config
-    selected = run.folder.required("select", "select")
+    align = run.folder.required("align", "select", run.align_settings())
+    selected = run.folder.required("select", "select", run.select_settings())
     mask = NeuronMask.from_pretrained(run.mask(HARDENING.get(c.method.name, ("safety",))[0]))
     neuron_map = NeuronMap.of(load_config(run.start), c.granularity)  # type: ignore[arg-type]
     path = run.folder.path / "selection" / GROUPS_FILE
     groups = load_file(path) if selected["groups"] else {}
     names = [evaluate.START, *c.arms]
+    trained = {arm: run.folder.required(f"train-{arm}", "train", run.train_settings(arm)) for arm in c.arms}
     outcomes = {name: evaluate.outcomes(run, name) for name in names}
-    align = run.folder.required("align", "run")
-    arms = [_arm(run, name, outcomes[name], align["aligned"]) for name in names]
+    arms = [_arm(run, name, outcomes[name], align["aligned"], trained.get(name, {})) for name in names]
     return Content(
         title=f"NeuroFreeze: {c.name}",
         model=c.model,
@@ -100,7 +101,7 @@ def gather(run: Run, config_yaml: str) -> Content:
     )
 
 
-def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool) -> Arm:
+def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool, training: dict[str, Any]) -> Arm:
     measured = Measurements(
         refusals=Rate.of(outcomes.refused),
         over_refusals=Rate.of(outcomes.over_refused),
@@ -112,8 +113,7 @@ def _arm(run: Run, name: str, outcomes: Outcomes, aligned: bool) -> Arm:
     if name == evaluate.START:
         label = "before fine-tuning (aligned)" if aligned else "before fine-tuning"
         return Arm("aligned", label, measured)
-    training = run.folder.required(f"train-{name}", "train")
-    verification = None if name in UNFROZEN_ARMS else run.folder.required(f"verify-{name}", "verify")
+    verification = None if name in UNFROZEN_ARMS else verify.outcome(run, name)
     return Arm(
         name=name,
         label=LABELS[name],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from neurofreeze.console import say
+from neurofreeze.distributed import first_rank
 from neurofreeze.errors import ConfigError
 from neurofreeze.methods.safeneuron.mixture import mixture
 from neurofreeze.models.load import load_config
@@ -25,7 +26,7 @@ def select(run: Run) -> None:
 def train(run: Run, arm: str) -> None:
     """Train one arm into arms/<arm>, round by round."""
     if arm == ARM or run.config.method.safeneuron.prune_rounds:
-        run.folder.required("select", "select")
+        first_rank(lambda: run.folder.required("select", "select", run.select_settings()))
     with run.signals.deferred():
         run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm), together=True)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurofreeze.config.schema import UNFROZEN_ARMS
 from neurofreeze.console import say, stage
+from neurofreeze.distributed import first_rank
 from neurofreeze.enforcement import Enforcement
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config
@@ -31,7 +32,7 @@ def run(run: Run, arm: str) -> None:
 def fine_tune_arm(run: Run, arm: str) -> None:
     """Fine-tune one arm into arms/<arm>, frozen by its mask if it has one."""
     if arm not in UNFROZEN_ARMS:
-        run.folder.required("select", "select")
+        first_rank(lambda: run.folder.required("select", "select", run.select_settings()))
     with run.signals.deferred():
         run.folder.run(f"train-{arm}", run.train_settings(arm), lambda: _train(run, arm), run.arm(arm), together=True)
 

@@ -20,9 +20,23 @@ def run(run: Run, arm: str) -> None:
     Raises:
         FreezeError: if a frozen bit differs.
     """
+    _once(run, arm)
+
+
+def outcome(run: Run, arm: str) -> dict[str, Any]:
+    """What was found of an arm, which is verified now if it was not since it was trained."""
+    if run.folder.settings(f"verify-{arm}") != _settings(run, arm):
+        _once(run, arm)
+    return run.folder.required(f"verify-{arm}", "run")
+
+
+def _once(run: Run, arm: str) -> None:
     run.folder.required(f"train-{arm}", "train")
-    settings = {"train": settings_digest(run.train_settings(arm))}
-    run.folder.run(f"verify-{arm}", settings, lambda: _verify(run, arm), run.arm(arm) / FILE)
+    run.folder.run(f"verify-{arm}", _settings(run, arm), lambda: _verify(run, arm), run.arm(arm) / FILE)
+
+
+def _settings(run: Run, arm: str) -> dict[str, Any]:
+    return {"train": settings_digest(run.train_settings(arm))}
 
 
 def _verify(run: Run, arm: str) -> dict[str, Any]:

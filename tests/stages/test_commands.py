@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,26 @@ def test_another_fraction_in_the_same_folder_is_refused(
     assert neurofreeze("run", tiny_checkpoint, copied, "fraction=0.3") == 1
     assert "fraction was 0.15, is 0.3" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+
+def test_what_was_made_with_other_settings_is_neither_trained_with_evaluated_nor_reported(
+    copied: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = tmp_path / "chosen"
+    shutil.copytree(copied / "selection", chosen / "selection")
+    (chosen / "stages").mkdir()
+    for stage in ("align", "select"):
+        shutil.copy(copied / "stages" / f"{stage}.json", chosen / "stages")
+    assert neurofreeze("train", tiny_checkpoint, chosen, "fraction=0.3") == 1
+    assert "holds select with other settings (fraction was 0.15, is 0.3)" in capsys.readouterr().err
+    assert not (chosen / "arms").exists()
+    assert neurofreeze("report", tiny_checkpoint, copied, "fraction=0.3") == 1
+    assert "holds select with other settings (fraction was 0.15, is 0.3)" in capsys.readouterr().err
+    other = ["training.learning_rate=1e-3", "overwrite=true"]  # before `train` with it
+    assert neurofreeze("evaluate", tiny_checkpoint, copied, *other) == 1
+    assert "train-none with other settings (training.learning_rate was 0.005, is 0.001)" in capsys.readouterr().err
+    assert neurofreeze("report", tiny_checkpoint, copied, *other) == 1
+    assert "make it anew first with `neurofreeze train` and overwrite=true" in capsys.readouterr().err
 
 
 def test_overwrite_redoes_what_the_fraction_changes(

@@ -129,7 +129,7 @@ def test_a_lost_arm_alone_is_trained_again_to_the_same_bits(
 @pytest.mark.slow
 def test_stages_alone_give_what_the_run_gives(finished: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for command in ("select", "train", "evaluate"):
+    for command in ("select", "train", "evaluate", "report"):
         assert neurofreeze(command, tiny_checkpoint, folder) == 0
     for arm in ("random", "safety"):
         masks = [NeuronMask.from_pretrained(path / "selection" / arm) for path in (folder, finished)]
@@ -141,3 +141,4 @@ def test_stages_alone_give_what_the_run_gives(finished: Path, tiny_checkpoint: P
         json.loads((folder / "stages" / "evaluate-safety.json").read_text(encoding="utf-8"))["result"]
         == (json.loads((finished / "stages" / "evaluate-safety.json").read_text(encoding="utf-8"))["result"])
     )
+    assert "bit-identical" in (folder / "report.html").read_text(encoding="utf-8")
