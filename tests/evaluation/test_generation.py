@@ -9,7 +9,7 @@ import torch
 
 from neurofreeze.data import Example, read
 from neurofreeze.data.batches import prompt_ids
-from neurofreeze.evaluation.generation import is_degenerate, openings
+from neurofreeze.evaluation.generation import continuation_ids, is_degenerate, openings
 
 
 def alone(model: Any, tokenizer: Any, example: Example, max_new_tokens: int) -> str:
@@ -28,6 +28,18 @@ def alone(model: Any, tokenizer: Any, example: Example, max_new_tokens: int) -> 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
     return read("bundled:lookalikes/evaluation", responses=False, limit=7)
+
+
+def test_token_ids_go_up_to_the_one_that_ends_an_answer(
+    tiny_model: Any, tiny_tokenizer: Any, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [prompt_ids(tiny_tokenizer, example) for example in examples]
+    whole = continuation_ids(tiny_model, tiny_tokenizer, prompts, max_new_tokens=8, batch_size=7)
+    end = whole[0][2]
+    monkeypatch.setattr(tiny_model.generation_config, "eos_token_id", end)
+    found = continuation_ids(tiny_model, tiny_tokenizer, prompts, max_new_tokens=8, batch_size=7)
+    assert found == [ids[: ids.index(end) + 1] if end in ids else ids for ids in whole]
+    assert len({len(ids) for ids in found}) > 1, "some must end before others"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
