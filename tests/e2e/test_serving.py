@@ -175,6 +175,8 @@ def test_a_connection_that_asks_for_nothing_is_closed(served: Served) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH (package chromium); .ci/run installs it")
 def test_the_page_shows_what_the_gate_does_while_it_does(served: Served, tmp_path: Path) -> None:
+    blocked = int(metric(served.address, r'neurofreeze_guard_events_total\{[^}]*outcome="blocked"[^}]*\}'))
+
     async def look() -> tuple[str, str]:
         async with browsing(str(CHROMIUM), served.address, tmp_path / "profile") as page:
             await page.until("document.getElementById('state')?.textContent === 'needs the token'")
@@ -184,10 +186,10 @@ def test_the_page_shows_what_the_gate_does_while_it_does(served: Served, tmp_pat
                 )
                 await page.until(f"document.getElementById('state').textContent === '{state}'")
             await page.until("document.getElementById('guard').rows.length > 10")  # the last ones from before
-            assert await page.evaluate("document.getElementById('replaced').textContent") == "0"
+            await page.until(f"document.getElementById('replaced').textContent === '{blocked}'")
             answer = httpx.post(served.address + PATH, json=body(FORBIDDEN), headers=AUTH, timeout=60).json()
             assert answer["choices"][0]["message"]["content"].strip() == "No, I will not."
-            await page.until("document.getElementById('replaced').textContent === '1'")
+            await page.until(f"document.getElementById('replaced').textContent === '{blocked + 1}'")
             row = await page.evaluate("document.getElementById('guard').rows[0].innerText")
             assert answer["id"].removeprefix("chatcmpl-") in row
             return row, await page.evaluate("document.documentElement.outerHTML")
