@@ -186,8 +186,11 @@ def test_a_vector_for_every_row(tiny_checkpoint: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.vectors, np.arange(len(found.rows)))
 
 
-def test_a_model_without_gates_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_gates_is_refused(
+    tiny_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny.model("gpt2", dtype=torch.bfloat16).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
     assert run("select", tmp_path / "gpt2", tmp_path / "run") == 1
     assert "dense gated MLPs" in capsys.readouterr().err
 
