@@ -50,11 +50,18 @@ class Piece(Generic[T]):
 
     def require_zero(self, storage: torch.Tensor | None, what: str) -> None:
         """Raise FreezeError unless the frozen entries are all zero."""
-        if storage is not None and self.read(storage).any():
+        if storage is None or not (found := self.read(storage)).any():
+            return
+        if not found.isfinite().all():
+            # Clipping multiplies even zeros by a norm that is not finite.
             raise FreezeError(
-                f"{self.of.name}: the {what} of frozen elements is not zero; if your code assigns it, call "
-                "freezer.mask_gradients() before clipping, else this way of training cannot be frozen"
+                f"{self.of.name}: the {what} of frozen elements is not finite, as after a loss or a gradient norm that "
+                "is none; training has diverged: lower the learning rate, or look at the data"
             )
+        raise FreezeError(
+            f"{self.of.name}: the {what} of frozen elements is not zero; if your code assigns it, call "
+            "freezer.mask_gradients() before clipping, else this way of training cannot be frozen"
+        )
 
     def digest(self, storage: torch.Tensor) -> int:
         """Digest of the frozen entries; see neurofreeze.fingerprint."""

@@ -137,6 +137,17 @@ def test_gradients_assigned_by_hand_are_refused_at_the_step() -> None:
     assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
 
 
+def test_a_gradient_norm_that_is_not_finite_is_told_as_that() -> None:
+    model = tiny.model("llama")
+    optimizer = adamw(model)
+    freezer = freeze(model, optimizer, mask_for(model))
+    (model(torch.arange(6)[None]).logits.sum() * float("nan")).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    with pytest.raises(FreezeError, match=r"optimizer state of frozen elements is not finite.* training has diverged"):
+        freezer.check()
+
+
 def test_gradients_assigned_by_hand_are_refused_at_later_steps_too() -> None:
     model = tiny.model("llama")
     optimizer = adamw(model)

@@ -42,7 +42,10 @@ def _verify(config: VerifyConfig, folder: Path, _: str) -> int:
 def _start(folder: Path) -> Path:
     from neurofreeze.models.resolve import resolve
 
-    marker = json.loads((folder / "stages" / "align.json").read_text(encoding="utf-8"))
+    path = folder / "stages" / "align.json"
+    if not path.is_file():
+        raise RunError(f"{path} is gone, which says what the arms began with; give base=, tuned= and mask=")
+    marker = json.loads(path.read_text(encoding="utf-8"))
     if marker["result"]["aligned"]:
         return folder / "aligned"
     return resolve(marker["settings"]["model"], marker["settings"]["revision"]).folder

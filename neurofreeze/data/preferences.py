@@ -74,6 +74,8 @@ def _pair(row: dict[str, Any], where: str, about: About) -> Preference:
     answers = [_answer(turns, prompt, where) for turns in (chosen, rejected)]
     if not prompt or prompt[-1][0] != "user":
         raise DataError(f"{where}: expected a prompt that ends with the user, found {[role for role, _ in prompt]}")
+    if not prompt[-1][1].strip():
+        raise DataError(f"{where} has an empty prompt; expected some words")
     if answers[0] == answers[1]:
         raise DataError(f"{where} prefers an answer to itself; expected two different answers")
     return Preference(prompt, answers[0], answers[1], about)

@@ -20,6 +20,7 @@ def load_config(folder: Path) -> Any:
     Raises:
         ModelError: if it is malformed or of an unknown kind.
     """
+    _require_folder(folder)
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -37,6 +38,7 @@ def load_model(folder: Path, dtype: torch.dtype | str = "auto", place: bool = Tr
     Raises:
         ModelError: if the weights are missing or do not fit the config.
     """
+    _require_folder(folder)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -55,6 +57,7 @@ def plain_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: if there is none.
     """
+    _require_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -79,3 +82,9 @@ def load_tokenizer(folder: Path) -> Any:
         )
         tokenizer.chat_template = PLAIN_TEMPLATE
     return tokenizer
+
+
+def _require_folder(folder: Path) -> None:
+    # transformers would take it for a hub id, and speak of that.
+    if not Path(folder).is_dir():
+        raise ModelError(f"there is no folder {folder}, or no longer; expected a checkpoint")

@@ -63,6 +63,7 @@ def test_earlier_turns_belong_to_the_prompt(tmp_path: Path) -> None:
         ),
         ({"prompt": ASK, "chosen": NO, "rejected": ""}, "rejected empty"),
         ({"chosen": NO, "rejected": YES}, r"expected a prompt that ends with the user, found \[\]"),
+        ({"prompt": " ", "chosen": NO, "rejected": YES}, "row 1 has an empty prompt"),
         ({"prompt": ASK, "chosen": NO, "rejected": NO}, "prefers an answer to itself"),
         ({"prompt": [USER], "chosen": [said(NO), USER], "rejected": [said(YES), USER]}, "one answer of the assistant"),
         ({"prompt": ASK, "chosen": [1], "rejected": [2]}, "list of objects with role and content"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,12 @@ def test_a_folder_without_a_tokenizer_is_refused(checkpoint: Path) -> None:
         path.unlink()
     with pytest.raises(ModelError, match="tiny has no usable tokenizer"):
         load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize("load", [load_config, load_model, load_tokenizer])
+def test_a_folder_that_is_gone_is_not_taken_for_a_hub_id(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"there is no folder .*gone, or no longer; expected a checkpoint"):
+        load(tmp_path / "gone")
 
 
 def test_a_chat_template_is_kept(tiny_checkpoint: Path) -> None:

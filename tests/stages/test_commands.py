@@ -69,6 +69,14 @@ def test_verify_needs_an_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "has no trained arm to verify; run `neurofreeze train` first" in capsys.readouterr().err
 
 
+def test_verify_asks_for_the_start_if_the_run_does_not_tell_it_any_more(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "stages" / "align.json").unlink()
+    assert main(["verify", f"hydra.run.dir={copied}"]) == 1
+    assert "align.json is gone, which says what the arms began with; give base=" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("command", "first"), [("train", "select"), ("report", "select")])
 def test_a_command_too_early_names_the_one_before(
     command: str, first: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
