@@ -22,14 +22,15 @@ def _serve(config: ServeConfig, _: Path, __: str) -> int:
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'neurofreeze[serve]'")
     from neurofreeze.serving.loading import guarded_by, load_guarded
-    from neurofreeze.serving.server import serve
+    from neurofreeze.serving.server import bound, serve
     from neurofreeze.serving.service import Service
 
-    with stage("loading"):
-        chain, monitor = load_guarded(config)
-        service = Service(config, chain, monitor)
-    say(f"model: {service.name}, guarded by {guarded_by(chain, monitor)}")
-    say(f"callers: {'anyone on this machine' if config.token_env is None else 'those with the token'}")
-    serve(service)
+    with bound(config.host, config.port) as address:
+        with stage("loading"):
+            chain, monitor = load_guarded(config)
+            service = Service(config, chain, monitor)
+        say(f"model: {service.name}, guarded by {guarded_by(chain, monitor)}")
+        say(f"callers: {'anyone on this machine' if config.token_env is None else 'those with the token'}")
+        serve(service, address)
     say("stopped")
     return 0

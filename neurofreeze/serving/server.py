@@ -34,12 +34,24 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(service: Service) -> None:
-    """Answer until SIGTERM or Ctrl-C; answers that are under way have `limits.grace` seconds.
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address, and does not listen yet: who asks before there is a model is turned away.
 
     Raises:
-        ConfigError: if the address cannot be listened on.
+        ConfigError: if the address cannot be had.
     """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host.strip("[]"), port))
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror or error}; give another") from error
+    return found
+
+
+def serve(service: Service, address: socket.socket) -> None:
+    """Answer at a bound address until SIGTERM or Ctrl-C; what is under way then has `limits.grace` seconds."""
     limits = service.limits
     _log_to_stderr()
     settings = uvicorn.Config(
@@ -55,19 +67,10 @@ def serve(service: Service) -> None:
     # uvicorn raises the signal again once it has stopped, for whoever else waits for it. Nobody does.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _listening(service.config.host, service.config.port) as listening:
-            _Server(settings, service).run([listening])
+        _Server(settings, service).run([address])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
-    except OSError as error:
-        raise ConfigError(f"{host}:{port} cannot be listened on: {error.strerror or error}; give another") from error
 
 
 def _log_to_stderr() -> None:

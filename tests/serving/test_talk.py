@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,10 @@ def test_wrong_settings_are_one_line(arguments: list[str], message: str, capsys:
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "model=no-such-model", f"port={port}"]) == 2
+    assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in capsys.readouterr().err

@@ -52,10 +52,11 @@ def read_gguf(path: Path) -> SteeringVector:
     return SteeringVector(directions, VectorConfig(model_type, recipe={"name": "gguf", "file": path.name}))
 
 
-def write_gguf(vector: SteeringVector, path: Path) -> Path:
+def write_gguf(vector: SteeringVector, path: str | Path) -> Path:
     """Write what repeng and llama.cpp read; strengths and where the vector came from are not part of the format."""
     import gguf
 
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, _ARCHITECTURE)
     writer.add_string(f"{_ARCHITECTURE}.model_hint", vector.config.model_type or "")
