@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def rows(source: str) -> Any:
         if reader and path.is_file():
             if path.stat().st_size == 0:
                 raise DataError(f"{source} is empty; expected rows with a prompt and an answer")
-            return _from_csv(path) if reader == "csv" else getattr(Dataset, f"from_{reader}")(str(path))
+            if reader == "csv":
+                return _from_csv(path)
+            return getattr(Dataset, f"from_{reader}")(glob.escape(str(path)))  # [x] would be a pattern
         if reader or path.exists():
             found = "no such file" if reader else "neither a file of a known kind nor a hub data set id"
             raise DataError(f"{source}: {found}; expected {', '.join(_READERS)}, a hub id, or {bundled.PREFIX}...")

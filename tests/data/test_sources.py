@@ -84,6 +84,15 @@ def test_the_text_that_an_instruction_of_dolly_s_is_about_is_part_of_the_prompt(
     assert read(written(rows)) == [Example.of("Sum it up\n\nA. B.", "AB"), Example.of("Greet", "Hello")]
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_names_with_the_letters_of_patterns_are_names(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data [x]*?"
+    folder.mkdir()
+    path = folder / name
+    WRITERS[name](path, [{"prompt": "Hi", "response": "Hello"}])
+    assert read(str(path)) == [Example.of("Hi", "Hello")]
+
+
 def test_cells_of_a_csv_file_are_read_to_the_letter() -> None:
     answers = ["72", "007", "7.50", "None", "NA", "true", " x "]
     source = written([{"prompt": "Q", "response": answer} for answer in answers], "rows.csv")
