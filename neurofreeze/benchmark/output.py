@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from neurofreeze.benchmark.table import as_markdown, as_table, notes, rows_of_ar
 from neurofreeze.config.benchmark import SuiteConfig
 from neurofreeze.console import console, say
 from neurofreeze.files import write_atomically
+from neurofreeze.report.formatting import strict
 from neurofreeze.tracking.redaction import redact
 
 
@@ -53,14 +53,5 @@ def _content(results: Sequence[SetResult], plan: Plan, command: str) -> dict[str
         "command": command,
         "suite": redact(asdict(plan.suite)),
         "settings": {name: redact(asdict(config)) for name, config in plan.bases.items()},
-        "sets": [_strict(asdict(found)) for found in results],
+        "sets": [strict(asdict(found)) for found in results],
     }
-
-
-def _strict(value: Any) -> Any:
-    """The value with null in place of numbers that JSON has not, such as the bounds of a single seed's mean."""
-    if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -108,3 +108,12 @@ FILTERS = (
 
 def _known(interval: Rate | Mean) -> bool:
     return math.isfinite(interval.low) and math.isfinite(interval.high)
+
+
+def strict(value: Any) -> Any:
+    """The value with null in place of numbers that JSON has not, such as the bounds of a single prompt's mean."""
+    if isinstance(value, dict):
+        return {key: strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

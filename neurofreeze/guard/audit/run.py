@@ -14,7 +14,8 @@ from neurofreeze.data import Example, digest, read, require_disjoint
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.guard.audit import states
 from neurofreeze.guard.audit.changes import Change, changes
-from neurofreeze.guard.audit.loading import identity, require_adapter
+from neurofreeze.guard.audit.identity import identity
+from neurofreeze.guard.audit.loading import require_adapter
 from neurofreeze.guard.audit.reading import AuditData, Instrument, Reading
 from neurofreeze.guard.audit.states import State
 from neurofreeze.guard.steering import recipes

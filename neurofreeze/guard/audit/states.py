@@ -19,7 +19,8 @@ from neurofreeze.data.examples import Example
 from neurofreeze.errors import ConfigError, MaskError
 from neurofreeze.evaluation.ablation import ablated
 from neurofreeze.guard.audit.gated import gate_digest, load_gated
-from neurofreeze.guard.audit.loading import CONFIG, identity, load_adapted, load_tuned
+from neurofreeze.guard.audit.identity import identity
+from neurofreeze.guard.audit.loading import CONFIG, load_adapted, load_tuned
 from neurofreeze.guard.steering.vector import SteeringVector
 from neurofreeze.mask import NeuronMask
 from neurofreeze.models.load import load_config

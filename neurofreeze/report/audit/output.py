@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from neurofreeze.evaluation.statistics import Mean, Rate
 from neurofreeze.files import write_atomically
 from neurofreeze.report.audit.content import AuditContent
 from neurofreeze.report.audit.html import page
-from neurofreeze.report.formatting import fraction, mean_interval, p_value, rate_interval
+from neurofreeze.report.formatting import fraction, mean_interval, p_value, rate_interval, strict
 
 FIRST_TOKENS = 3  # whose divergence the table has
 _HEAD = (
@@ -88,20 +87,11 @@ def write(content: AuditContent, folder: Path) -> list[Path]:
     files = {
         "audit.html": page(content, _HEAD, rows(content), notes(content)),
         "audit.md": markdown(content),
-        "audit.json": json.dumps(_strict(asdict(content)), indent=1, allow_nan=False) + "\n",
+        "audit.json": json.dumps(strict(asdict(content)), indent=1, allow_nan=False) + "\n",
     }
     for name, text in files.items():
         write_atomically(folder / name, text.encode())
     return [folder / name for name in files]
-
-
-def _strict(value: Any) -> Any:
-    """Without NaN and infinity, which JSON does not have: the interval of a single prompt is null."""
-    if isinstance(value, dict):
-        return {key: _strict(found) for key, found in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(found) for found in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(cells: Iterable[str]) -> str:
